@@ -1,0 +1,1 @@
+"""The thin loop: rollouts, tools, teacher and training around `sod_kernels`."""

@@ -1,0 +1,1 @@
+"""Environments: what answers an assistant turn and decides the reward."""

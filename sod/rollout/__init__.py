@@ -1,0 +1,1 @@
+"""From tasks to trajectories: an engine, an environment and the rules in between."""

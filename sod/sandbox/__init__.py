@@ -1,0 +1,1 @@
+"""The isolated Python sandbox."""

@@ -1,0 +1,1 @@
+"""Tools: plain functions a model may call, and the runner that calls them."""

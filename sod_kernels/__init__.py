@@ -1,0 +1,1 @@
+"""Fused, step-aware distillation losses."""

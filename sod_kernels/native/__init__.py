@@ -1,0 +1,1 @@
+"""Loads the C++ (and, where built, CUDA) library, or records why it cannot."""

@@ -1,0 +1,1 @@
+"""The definition of truth: plain torch, any floating dtype, written to be read."""
