@@ -1,0 +1,66 @@
+# Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+NATIVE := setup.py CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*.h csrc/include/sod/*)
+BUILD  := build/ctest
+
+.PHONY: help setup demo demo-quick test check format ctest pytest aot cuda-compile bench clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## Make .venv with everything pinned, build the native library, install what the sandbox needs
+
+$(STAMP): pyproject.toml requirements-cpu.txt scripts/system_packages.sh $(NATIVE)
+	bash scripts/system_packages.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+demo: $(STAMP)  ## Distil a tool-using agent end to end, in minutes, on two CPU cores
+	$(BIN)/sod demo --overwrite
+
+demo-quick: $(STAMP)  ## The same in about a minute, too small to claim anything
+	$(BIN)/sod demo --quick --overwrite
+
+test: check ctest pytest  ## Everything CI runs: style, types, imports, C++ tests, Python tests with coverage
+
+check: $(STAMP)  ## Format, lint, types, import contracts, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/**.h' 'csrc/**.cpp' 'csrc/**.cu' 'csrc/**.cuh')
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(STAMP)  ## Rewrite the sources into the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/**.h' 'csrc/**.cpp' 'csrc/**.cu' 'csrc/**.cuh')
+
+ctest: $(STAMP)  ## C++ unit tests of csrc, no torch and no Python in them
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DSOD_BUILD_CUDA=OFF -DSOD_BUILD_TESTS=ON -DSOD_BUILD_PYTHON=OFF
+	cmake --build $(BUILD)
+	ctest --test-dir $(BUILD) --output-on-failure
+
+pytest: $(STAMP)  ## Python tests with coverage (kernels under the Triton interpreter, real sandbox, real models)
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+aot: $(STAMP)  ## Compile every Triton kernel for every architecture; check spills, registers, shared memory
+	$(BIN)/python -m sod_kernels.triton.aot
+
+cuda-compile: $(STAMP)  ## Compile csrc/cuda with nvcc; check the resource report
+	$(BIN)/python csrc/cuda/compile_check.py
+
+bench: $(STAMP)  ## Benchmarks, side by side with their peers, JSON under benchmarks/results
+	$(BIN)/python benchmarks/bench_step_kl.py
+	$(BIN)/python benchmarks/bench_step_weights.py
+
+clean:  ## Remove what was built, keep .venv and runs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	find sod_kernels -name '*.so' -delete
