@@ -17,7 +17,7 @@ setup: $(STAMP)  ## Make .venv with everything pinned, build the native library,
 $(STAMP): pyproject.toml requirements-cpu.txt scripts/system_packages.sh $(NATIVE)
 	bash scripts/system_packages.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements-cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
