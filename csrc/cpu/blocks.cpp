@@ -55,10 +55,10 @@ SOD_CLONES void widen_float16(const std::uint16_t* x, float* wide, std::int64_t 
 }
 
 SOD_CLONES void add_reverse_kl(PairState<double>& state, const float* student, const float* teacher,
-                               std::int64_t n, float floor, Exponent exponent) {
+                               std::int64_t n, double floor, Exponent exponent) {
   const float student_base = base_of(state.student_max);
   const float teacher_base = base_of(state.teacher_max);
-  const float floor_in_block = floor - teacher_base;
+  const float floor_in_block = static_cast<float>(floor - static_cast<double>(teacher_base));
   float student_sum = 0, teacher_sum = 0, moment = 0, difference = 0;
 #pragma omp simd reduction(+ : student_sum, teacher_sum, moment, difference)
   for (std::int64_t i = 0; i < n; ++i) {
@@ -73,10 +73,10 @@ SOD_CLONES void add_reverse_kl(PairState<double>& state, const float* student, c
 }
 
 SOD_CLONES void add_forward_kl(PairState<double>& state, const float* student, const float* teacher,
-                               std::int64_t n, float floor, Exponent exponent) {
+                               std::int64_t n, double floor, Exponent exponent) {
   const float student_base = base_of(state.student_max);
   const float teacher_base = base_of(state.teacher_max);
-  const float floor_in_block = floor - student_base;
+  const float floor_in_block = static_cast<float>(floor - static_cast<double>(student_base));
   float student_sum = 0, teacher_sum = 0, moment = 0, difference = 0, above_floor = 0;
 #pragma omp simd reduction(+ : student_sum, teacher_sum, moment, difference, above_floor)
   for (std::int64_t i = 0; i < n; ++i) {

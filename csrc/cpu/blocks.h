@@ -11,7 +11,7 @@
 
 namespace sod::cpu {
 
-constexpr std::int64_t kBlock = 1024;
+constexpr std::int64_t kBlock = 256;
 
 // Starts loading `bytes` at `address` into the cache.
 void prefetch(const void* address, std::int64_t bytes);
@@ -25,9 +25,9 @@ void widen_float16(const std::uint16_t* x, float* wide, std::int64_t n);
 
 // Sums of a block relative to the maxima in `state`, added to it.
 void add_reverse_kl(PairState<double>& state, const float* student, const float* teacher, std::int64_t n,
-                    float floor, Exponent exponent);
+                    double floor, Exponent exponent);
 void add_forward_kl(PairState<double>& state, const float* student, const float* teacher, std::int64_t n,
-                    float floor, Exponent exponent);
+                    double floor, Exponent exponent);
 void add_softmax(SoftmaxState<double>& state, const float* x, std::int64_t n, Exponent exponent);
 
 struct JSDBlock {

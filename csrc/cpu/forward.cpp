@@ -14,7 +14,7 @@ struct RowForward {
 };
 
 template <WeightedBy weighting, class T>
-PairState<double> sweep_pair(const T* student, const T* teacher, std::int64_t size, float floor,
+PairState<double> sweep_pair(const T* student, const T* teacher, std::int64_t size, double floor,
                              Exponent exponent) {
   PairState<double> state;
   Scratch student_scratch, teacher_scratch;
@@ -34,8 +34,8 @@ PairState<double> sweep_pair(const T* student, const T* teacher, std::int64_t si
 // KL either way. Its floor lies under a log-probability, so the log-sum-exp of that side must be known first.
 template <WeightedBy weighting, class T>
 RowForward kl_row(const T* student, const T* teacher, const Problem& problem, Exponent exponent) {
-  float floor = -kInfinity;
-  if (problem.min_log_prob != -static_cast<double>(kInfinity)) {
+  double floor = problem.min_log_prob;
+  if (floor != -static_cast<double>(kInfinity)) {
     const T* floored = weighting == WeightedBy::kStudent ? teacher : student;
     const SoftmaxState<double> state = sweep_softmax(floored, problem.vocab_size, exponent);
     const Normaliser normaliser = make_normaliser(state.max, state.sum, problem.temperature);

@@ -68,7 +68,7 @@ SOD_INLINE MixtureRatios mixture_ratios(float a, float b, Mixture mixture, Expon
   const float beta = mixture.teacher_weight;
   const float p = exp_of(a, exponent) * mixture.student_factor;
   const float q = exp_of(b, exponent) * mixture.teacher_factor;
-  const float inverse = 1.0f / at_least((1.0f - beta) * p + beta * q, kSmallest);
+  const float inverse = 1.0f / ((1.0f - beta) * p + beta * q + kSmallest);
   const float z = (q - p) * inverse;
   return {p, q, log_of_ratio(p * inverse, -beta * z), log_of_ratio(q * inverse, (1.0f - beta) * z)};
 }

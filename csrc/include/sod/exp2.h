@@ -2,14 +2,12 @@
 //
 // 2^x = 2^n * 2^f with n = round(x) and |f| <= 1/2. The polynomial for 2^f was fitted to the smallest largest
 // relative error with its constant term held at 1, so 2^0 is exactly 1 and equal rows differ by exactly 0. Its
-// error is 9.3e-8. Results below 2^-126.5 are exactly 0; NaN stays NaN.
+// error is 9.3e-8; a degree more did not make any divergence more accurate. Results below 2^-126.5 are exactly 0; NaN stays NaN.
 //
 // Must be compiled without -fassociative-math: n comes from adding and subtracting a large constant.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
+#include "sod/number.h"
 #include "sod/portable.h"
 
 namespace sod {
@@ -27,16 +25,9 @@ SOD_INLINE Exponent make_exponent(double temperature) {
   return {static_cast<float>(kLog2E / temperature), static_cast<float>(-127.0 / kLog2E * temperature)};
 }
 
-// The first operand is the one that survives when it is NaN.
+// max(x, bound), where a NaN in x survives.
 SOD_INLINE float at_least(float x, float bound) {
   return x < bound ? bound : x;
-}
-
-SOD_INLINE float power_of_two(std::uint32_t biased_exponent) {
-  const std::uint32_t bits = biased_exponent << 23;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 SOD_INLINE float exp_of(float difference, Exponent exponent) {
@@ -56,9 +47,7 @@ SOD_INLINE float exp_of(float difference, Exponent exponent) {
   p = p * f + 0.240222469f;
   p = p * f + 0.693147004f;
   p = p * f + 1.0f;
-  std::uint32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  return p * power_of_two(bits);
+  return p * float_from_bits(bits_from_float(shifted) << 23);
 #endif
 }
 

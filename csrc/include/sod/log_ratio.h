@@ -2,9 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#include "sod/exp2.h"
+#include "sod/number.h"
 #include "sod/portable.h"
 
 namespace sod {
@@ -19,14 +18,12 @@ SOD_INLINE float log_of_ratio(float ratio, float excess) {
   constexpr float kLn2 = 0.693147181f;
   // The bits of 2/3: subtracting them makes the exponent field count from there.
   constexpr std::uint32_t kTwoThirds = 0x3f2aaaabu;
-  const float x = at_least(ratio, kSmallest);
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  const std::uint32_t bits = bits_from_float(ratio + kSmallest);
   const std::int32_t k = static_cast<std::int32_t>(bits - kTwoThirds) >> 23;
-  const std::uint32_t reduced_bits = bits - (static_cast<std::uint32_t>(k) << 23);
-  float reduced;
-  std::memcpy(&reduced, &reduced_bits, sizeof reduced);
-  const float g = k == 0 ? excess : reduced - 1.0f;
+  const float reduced = float_from_bits(bits - (static_cast<std::uint32_t>(k) << 23)) - 1.0f;
+  // Selected by bits: from a conditional the compiler makes two copies of the polynomial.
+  const std::uint32_t is_near = 0u - static_cast<std::uint32_t>(k == 0);
+  const float g = float_from_bits((bits_from_float(excess) & is_near) | (bits_from_float(reduced) & ~is_near));
   float p = 0.138202414f;
   p = p * g - 0.151221856f;
   p = p * g + 0.140423089f;
@@ -34,10 +31,9 @@ SOD_INLINE float log_of_ratio(float ratio, float excess) {
   p = p * g + 0.200079203f;
   p = p * g - 0.250042379f;
   p = p * g + 0.333332658f;
-  const float square = g * g;
-  const float log_reduced = g + square * (p * g - 0.5f);
+  const float log_reduced = g + (g * g) * (p * g - 0.5f);
   const float value = static_cast<float>(k) * kLn2 + log_reduced;
-  return x == x ? value : x;
+  return ratio == ratio ? value : ratio;
 }
 
 }  // namespace sod

@@ -52,9 +52,9 @@ SOD_INLINE float normalising_factor(const Normaliser& normaliser) {
   return counts ? static_cast<float>(std::exp(-normaliser.residual)) : 1.0f;
 }
 
-// The floor that a log-probability `min_log_prob` puts under the logits of a row, in raw logits.
-SOD_INLINE float floor_in_logits(const Normaliser& normaliser, double min_log_prob, double temperature) {
-  return static_cast<float>((min_log_prob + normaliser.log_sum_exp) * temperature);
+// The floor that `min_log_prob` puts under the raw logits of a row. Double, for it is far from 0 where the row is.
+SOD_INLINE double floor_in_logits(const Normaliser& normaliser, double min_log_prob, double temperature) {
+  return (min_log_prob + normaliser.log_sum_exp) * temperature;
 }
 
 // Reported divergences are never negative; NaN stays NaN.
