@@ -1,5 +1,6 @@
 // The whole operation on a small batch against long double; linked once with every clone of the kernels.
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
 
 #include "check.h"
