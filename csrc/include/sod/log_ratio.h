@@ -12,7 +12,7 @@ namespace sod {
 //
 // ratio = 2^k * r with r in [2/3, 4/3), and log(1 + g) = g - g^2/2 + g^3 * P(g) for g = r - 1, error 3.8e-8
 // relative. For k = 0 the caller's excess is g, which keeps full relative accuracy around ratio = 1. A ratio of 0
-// counts as the smallest normal number, so that 0 * log(0) is 0. NaN stays NaN.
+// counts as the smallest normal number, so that 0 * log(0) is 0; only ratios below 1e-30 feel it. NaN stays NaN.
 SOD_INLINE float log_of_ratio(float ratio, float excess) {
   constexpr float kSmallest = 1.17549435e-38f;
   constexpr float kLn2 = 0.693147181f;
