@@ -1,0 +1,19 @@
+// The CPU library: one row per thread at a time, the same bits with any number of threads.
+#pragma once
+
+#include "sod/step_kl.h"
+
+namespace sod::cpu {
+
+// Reads each active row pair once; twice for JSD, and the floored side once more with a floor. Allocates nothing.
+void forward(const Logits& student, const Logits& teacher, const Problem& problem, const ForwardOutputs& outputs,
+             int num_threads);
+
+// Reads each active row pair once and writes the gradient once. Allocates nothing.
+void backward(const Logits& student, const Logits& teacher, const Problem& problem, const BackwardInputs& inputs,
+              const Gradient& gradient, int num_threads);
+
+// False where the library was built without OpenMP: every call then runs on one thread.
+bool has_threads();
+
+}  // namespace sod::cpu
