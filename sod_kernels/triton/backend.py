@@ -1,17 +1,16 @@
 """The Triton backend: what the dispatcher calls, and how the kernels are launched.
 
-Launches per forward: first sweep, a second one where the divergence needs it, one that finishes the rows, a sort
-of the step ids and one that sums the steps. Per backward: one. Nothing waits for the device, nothing depends on
-values on the device, so both can be captured in a CUDA graph.
+Launches per forward: first sweep, a second one where the divergence needs it, one that finishes the rows, a
+sort of the step ids and one that sums the steps. Per backward: one. Nothing waits for the device, nothing
+depends on values on the device, so both can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -59,7 +58,8 @@ def availability(device_type: str) -> str | None:
     import triton
 
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST:
-        return f"Triton {triton.__version__} is older than {_OLDEST[0]}.{_OLDEST[1]}, the oldest that is supported."
+        oldest = ".".join(str(part) for part in _OLDEST)
+        return f"Triton {triton.__version__} is older than {oldest}, the oldest that is supported."
     if device_type == "cpu":
         if _is_interpreted():
             return None
@@ -71,30 +71,11 @@ def availability(device_type: str) -> str | None:
     return None
 
 
-class _Scalars(NamedTuple):
-    """Launch arguments made from a spec, each split in two float32 whose sum is the float64 value."""
-
-    scale: tuple[float, float]
-    inverse_temperature: tuple[float, float]
-    beta: tuple[float, float]
-    floor: tuple[float, float]
-    floor_bits: tuple[float, float]
-
-
-def _split_double(value: float) -> tuple[float, float]:
-    high: float = struct.unpack("f", struct.pack("f", value))[0]
-    return high, value - high
-
-
-def _scalars(spec: DivergenceSpec) -> _Scalars:
-    floor = 0.0 if spec.min_log_prob is None else spec.min_log_prob
-    return _Scalars(
-        scale=_split_double(math.log2(math.e) / spec.temperature),
-        inverse_temperature=_split_double(1.0 / spec.temperature),
-        beta=_split_double(spec.beta),
-        floor=_split_double(floor),
-        floor_bits=_split_double(floor * math.log2(math.e)),
-    )
+def _scalars(spec: DivergenceSpec) -> tuple[float, ...]:
+    """Launch arguments of a spec: 1/temperature, beta and the floor, each as two float32 summands."""
+    values = (1.0 / spec.temperature, spec.beta, spec.min_log_prob or 0.0)
+    highs = [struct.unpack("f", struct.pack("f", value))[0] for value in values]
+    return tuple(part for value, high in zip(values, highs, strict=True) for part in (high, value - high))
 
 
 def _config_for(logits: Tensor) -> LaunchConfig:
@@ -108,7 +89,7 @@ def _strides(logits: Tensor) -> tuple[int, int]:
 
 
 def _launch(kernel: Any, programs: int, config: SweepConfig, *args: Any, **meta: Any) -> None:
-    """Start a kernel; multiply-adds are fused on every Triton version, so that they all give the same bits."""
+    """Start a kernel; multiply-adds are fused whatever the Triton version has as its default."""
     kernel[(programs,)](*args, **meta, num_warps=config.num_warps, enable_fp_fusion=True)
 
 
@@ -163,12 +144,11 @@ def _sweeps(
     tensors = (student_logits, teacher_logits, step_ids, state)
     measure = "none" if two_sweeps else spec.divergence
     _launch(
-        first_sweep_kernel, rows * splits, config, *tensors, *place, *scalars.scale, MEASURE=measure, **meta
+        first_sweep_kernel, rows * splits, config, *tensors, *place, *scalars[:2], MEASURE=measure, **meta
     )
     if not two_sweeps:
         return state, None
     partial = torch.empty((rows, 2, splits), dtype=dtype, device=step_ids.device)
-    numbers = (*scalars.scale, *scalars.beta, *scalars.floor_bits)
     _launch(
         second_sweep_kernel,
         rows * splits,
@@ -176,18 +156,21 @@ def _sweeps(
         *tensors,
         partial,
         *place,
-        *numbers,
+        *scalars,
         DIVERGENCE=spec.divergence,
         **meta,
     )
     return state, partial
 
 
-def _step_sums(step_ids: Tensor, num_steps: int, stats: list[Tensor], has_sampled: bool) -> Tensor:
+def _step_sums(
+    step_ids: Tensor, num_steps: int, stats: tuple[Tensor, Tensor, Tensor, Tensor], *, has_sampled: bool
+) -> Tensor:
     """Sum the token statistics of each step in a fixed order: (num_steps, 5) float64."""
     from sod_kernels.triton.finish_kernels import step_sums_kernel
 
-    # A stable sort costs microseconds and makes one program per step enough: no float atomics, any order of ids.
+    # A stable sort costs microseconds and makes one program per step enough: no float atomics, any order of
+    # ids.
     ordered, order = torch.sort(step_ids.reshape(-1), stable=True)
     steps = torch.arange(num_steps + 1, device=step_ids.device, dtype=step_ids.dtype)
     edges = torch.searchsorted(ordered, steps)
@@ -241,10 +224,11 @@ def forward(
     config = config or _config_for(student_logits).forward
     splits = num_splits(config, spec.vocab_size)
     state, partial = _sweeps(student_logits, teacher_logits, step_ids, spec, config, splits)
-    outputs = [torch.empty(step_ids.shape, dtype=state.dtype, device=state.device) for _ in range(7)]
-    if sampled_ids is None:
-        outputs[1], outputs[2] = state.new_empty(0), state.new_empty(0)
-    scalars = _scalars(spec)
+    sampled_shape = (0,) if sampled_ids is None else step_ids.shape
+    token_kl, student_entropy, student_lse, teacher_lse, kl_aux = (
+        state.new_empty(step_ids.shape) for _ in range(5)
+    )
+    student_log_probs, teacher_log_probs = (state.new_empty(sampled_shape) for _ in range(2))
     finish_rows_kernel[(step_ids.numel(),)](
         student_logits,
         teacher_logits,
@@ -252,21 +236,26 @@ def forward(
         sampled_ids,
         state,
         partial,
-        *outputs,
+        token_kl,
+        student_log_probs,
+        teacher_log_probs,
+        student_entropy,
+        student_lse,
+        teacher_lse,
+        kl_aux,
         step_ids.shape[1],
         *_strides(student_logits),
         *_strides(teacher_logits),
-        *scalars.scale,
-        spec.beta,
-        *scalars.floor_bits,
+        *_scalars(spec),
         DIVERGENCE=spec.divergence,
         HAS_FLOOR=spec.min_log_prob is not None,
         SPLITS=splits,
         num_warps=1,
         enable_fp_fusion=True,
     )
-    step_sums = _step_sums(step_ids, num_steps, outputs[:4], sampled_ids is not None)
-    return TokenStats(*outputs, step_sums)
+    stats = (token_kl, student_log_probs, teacher_log_probs, student_entropy)
+    step_sums = _step_sums(step_ids, num_steps, stats, has_sampled=sampled_ids is not None)
+    return TokenStats(*stats, student_lse, teacher_lse, kl_aux, step_sums)
 
 
 @_on_device
@@ -315,7 +304,6 @@ def backward(
     width = student_logits.shape[2]
     splits = num_splits(config, width)
     grad = torch.empty(student_logits.shape, dtype=student_logits.dtype, device=student_logits.device)
-    scalars = _scalars(spec)
     _launch(
         backward_kernel,
         step_ids.numel() * splits,
@@ -335,9 +323,7 @@ def backward(
         step_ids.shape[1],
         *_strides(student_logits),
         *_strides(teacher_logits),
-        *scalars.inverse_temperature,
-        *scalars.beta,
-        *scalars.floor,
+        *_scalars(spec),
         DIVERGENCE=spec.divergence,
         HAS_FLOOR=spec.min_log_prob is not None,
         VOCAB=spec.vocab_size,

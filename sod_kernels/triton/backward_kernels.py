@@ -1,6 +1,7 @@
 """The backward sweep: one gradient row from one read of both logit rows.
 
-Memory walks: reads student and teacher once and writes the gradient once, for any mix of upstream gradients.
+Memory walks: reads student and teacher once and writes the gradient once, for any mix of upstream
+gradients. Only a row whose log-sum-exp reaches 128 in size is read once more per program.
 """
 
 from __future__ import annotations
@@ -8,15 +9,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sod_kernels.triton.row_state import join_parameter, mixture_log_ratios, row_offset
+from sod_kernels.triton.row_state import (
+    join_parameter,
+    mixture_log_ratios,
+    needs_remeasure,
+    row_offset,
+    saved_base,
+)
 
 
 @triton.jit
 def gradient_terms(
     student,
     teacher,
-    lse_s,
-    lse_t,
+    base_s,
+    base_t,
+    residual_s,
+    residual_t,
     aux,
     entropy,
     grad_kl,
@@ -31,18 +40,15 @@ def gradient_terms(
     """Gradient per column without the sampled token's own term and without the factor 1/temperature."""
     none_s = student == float("-inf")
     none_t = teacher == float("-inf")
-    raw_p = student * inverse_temperature - lse_s
-    raw_q = teacher * inverse_temperature - lse_t
+    raw_p = (student - base_s) * inverse_temperature - residual_s
+    raw_q = (teacher - base_t) * inverse_temperature - residual_t
     prob_s = tl.exp(raw_p)
     # At -inf the probability is 0; a finite log-probability beside it keeps the product 0 instead of NaN.
     log_p = tl.where(none_s, 0.0, raw_p)
     factor = -grad_entropy * (log_p + entropy) - grad_log_prob
     if DIVERGENCE == "reverse_kl":
-        if HAS_FLOOR:
-            log_q = tl.maximum(raw_q, floor)
-        else:
-            # Mass where the teacher has none makes the row infinite, and then grad_kl is 0.
-            log_q = tl.where(none_t, 0.0, raw_q)
+        # Without a floor, mass where the teacher has none makes the row infinite, and then grad_kl is 0.
+        log_q = tl.maximum(raw_q, floor) if HAS_FLOOR else tl.where(none_t, 0.0, raw_q)
         gradient = prob_s * (factor + grad_kl * (log_p - log_q - aux))
     elif DIVERGENCE == "forward_kl":
         prob_t = tl.exp(raw_q)
@@ -54,6 +60,18 @@ def gradient_terms(
         log_pm, _ = mixture_log_ratios(log_q - log_p, none_s, none_t, beta)
         gradient = prob_s * (factor + grad_kl * ((1.0 - beta) * log_pm - aux))
     return gradient
+
+
+@triton.jit
+def log_mass(logits_row, base, inverse_temperature, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """Log of sum exp((logit - base) / temperature): the residual of a base that nearly is the log-sum-exp."""
+    offs_block = tl.arange(0, BLOCK)
+    mass = tl.zeros((BLOCK,), base.dtype)
+    for i in range((VOCAB + BLOCK - 1) // BLOCK):
+        offs_v = i * BLOCK + offs_block
+        logits = tl.load(logits_row + offs_v, mask=offs_v < VOCAB, other=float("-inf")).to(base.dtype)
+        mass += tl.exp((logits - base) * inverse_temperature)
+    return tl.log(tl.sum(mass, axis=0))
 
 
 @triton.jit(do_not_specialize=["rows_per_batch"])
@@ -90,10 +108,10 @@ def backward_kernel(
 ):
     """Gradient of one row with respect to the raw student logits, over this program's share of the columns.
 
-    Computes: (p * (g_kl (f - E_p f) - g_entropy (log p + H) - g_log_prob) + g_log_prob * onehot) / temperature,
-    where f is the divergence's, in one walk that reads both rows and writes the gradient. Saves nothing else and
-    needs only seven numbers per row. Never builds: probabilities or one-hot rows. Columns at and beyond VOCAB and
-    rows in no step are written as zeros without a read.
+    Computes: (p * (g_kl (f - E_p f) - g_entropy (log p + H) - g_log_prob) + g_log_prob * onehot) /
+    temperature, where f is the divergence's, in one walk that reads both rows and writes the gradient.
+    Saves nothing else and needs only seven numbers per row. Never builds: probabilities or one-hot rows.
+    Columns at and beyond VOCAB and rows in no step are written as zeros without a read.
     """
     program = tl.program_id(0)
     row = program // SPLITS
@@ -110,9 +128,10 @@ def backward_kernel(
         return
 
     dtype: tl.constexpr = student_lse_ptr.dtype.element_ty
-    inverse_temperature = join_parameter(inverse_temperature_high, inverse_temperature_low, dtype)
-    beta = join_parameter(beta_high, beta_low, dtype)
-    floor = join_parameter(floor_high, floor_low, dtype)
+    exact_inverse = join_parameter(inverse_temperature_high, inverse_temperature_low)
+    inverse_temperature = exact_inverse.to(dtype)
+    beta = join_parameter(beta_high, beta_low).to(dtype)
+    floor = join_parameter(floor_high, floor_low).to(dtype)
     lse_s = tl.load(student_lse_ptr + row)
     lse_t = tl.load(teacher_lse_ptr + row)
     entropy = tl.load(student_entropy_ptr + row)
@@ -131,14 +150,22 @@ def backward_kernel(
     student_row = student_ptr + row_offset(row, rows_per_batch, stride_student_b, stride_student_t)
     teacher_row = teacher_ptr + row_offset(row, rows_per_batch, stride_teacher_b, stride_teacher_t)
 
+    base_s = saved_base(lse_s, exact_inverse)
+    base_t = saved_base(lse_t, exact_inverse)
+    residual_s = tl.zeros_like(lse_s)
+    residual_t = tl.zeros_like(lse_t)
+    if needs_remeasure(lse_s, lse_t):
+        residual_s = log_mass(student_row, base_s, inverse_temperature, VOCAB, BLOCK)
+        residual_t = log_mass(teacher_row, base_t, inverse_temperature, VOCAB, BLOCK)
+
     # As in the forward sweep: unmasked rounds first, so that loads and stores stay 128 bits wide.
     for i in range(FULL_ROUNDS):
         offs_v = (i * SPLITS + split) * BLOCK + offs_block
         student = tl.load(student_row + offs_v).to(dtype)
         teacher = tl.load(teacher_row + offs_v).to(dtype)
         gradient = gradient_terms(
-            student, teacher, lse_s, lse_t, aux, entropy, grad_kl, grad_log_prob, grad_entropy,
-            inverse_temperature, beta, floor, DIVERGENCE, HAS_FLOOR,
+            student, teacher, base_s, base_t, residual_s, residual_t, aux, entropy,
+            grad_kl, grad_log_prob, grad_entropy, inverse_temperature, beta, floor, DIVERGENCE, HAS_FLOOR,
         )  # fmt: skip
         gradient += tl.where(offs_v == sampled, grad_log_prob, 0.0)
         tl.store(grad_row + offs_v, (gradient * inverse_temperature).to(grad_dtype))
@@ -148,8 +175,8 @@ def backward_kernel(
         student = tl.load(student_row + offs_v, mask=mask_v, other=float("-inf")).to(dtype)
         teacher = tl.load(teacher_row + offs_v, mask=mask_v, other=float("-inf")).to(dtype)
         gradient = gradient_terms(
-            student, teacher, lse_s, lse_t, aux, entropy, grad_kl, grad_log_prob, grad_entropy,
-            inverse_temperature, beta, floor, DIVERGENCE, HAS_FLOOR,
+            student, teacher, base_s, base_t, residual_s, residual_t, aux, entropy,
+            grad_kl, grad_log_prob, grad_entropy, inverse_temperature, beta, floor, DIVERGENCE, HAS_FLOOR,
         )  # fmt: skip
         gradient += tl.where(offs_v == sampled, grad_log_prob, 0.0)
         gradient = tl.where(mask_v, gradient * inverse_temperature, 0.0)

@@ -1,9 +1,9 @@
 """Launch configurations of the Triton kernels, in a table keyed by architecture and logits dtype.
 
 A table rather than autotuning: a sweep with another number of lanes adds in another order, so results are
-bitwise repeatable only while the configuration is a fixed function of device, dtype and vocabulary. The number
-of rows never enters, so a row's result does not depend on the batch it sits in. It also makes the list of
-binaries known ahead of time, which is what `sod_kernels.triton.aot` compiles and checks.
+bitwise repeatable only while the configuration is a fixed function of device, dtype and vocabulary. The
+number of rows never enters, so a row's result does not depend on the batch it sits in. It also makes the
+list of binaries known ahead of time, which is what `sod_kernels.triton.aot` compiles and checks.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _config(block_size: int, lanes: int, splits: int, num_warps: int) -> LaunchC
     return LaunchConfig(forward=sweep, backward=sweep)
 
 
-# Two chunks of 16 bytes per thread and tensor are in flight for 16-bit logits (4096 columns, 256 threads), four
-# for float32. Four programs per row fill the device from about 64 rows on and still give each program
+# Two chunks of 16 bytes per thread and tensor are in flight for 16-bit logits (4096 columns, 256 threads),
+# four for float32. Four programs per row fill the device from about 64 rows on and still give each program
 # ten blocks of a 151,936-column vocabulary to spread its start-up over.
 _HALF = _config(block_size=4096, lanes=256, splits=4, num_warps=8)
 _SINGLE = _config(block_size=4096, lanes=256, splits=4, num_warps=8)
@@ -119,7 +119,7 @@ def launch_config(architecture: str, dtype: torch.dtype) -> LaunchConfig:
     return CONFIGS[listed]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def gpu_architecture(device_index: int) -> str:
     """Name the architecture of a GPU, asking the driver once per device.
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sod_kernels.triton.row_state import finite_base, join_parameter, load_row_state, row_offset
-
-LN2 = tl.constexpr(0.6931471805599453)
+from sod_kernels.triton.row_state import (
+    LN2,
+    LOG2E,
+    finite_base,
+    join_parameter,
+    load_row_state,
+    needs_remeasure,
+    row_offset,
+    saved_base,
+)
 
 
 @triton.jit
@@ -21,7 +28,7 @@ def sampled_log_prob(logits_row, sampled, base, log2_sum, scale):
 def divergence_of_row(
     partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, DIVERGENCE: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """Unclamped divergence and kl_aux in nats, from the first sweep's state and, if there, the second's sums."""
+    """Unclamped divergence and kl_aux in nats, from the first sweep's state and the second's sums, if any."""
     # Where a side has no mass the logarithm is NaN and carries the answer; 1 keeps the division quiet.
     mass_s = tl.where(sum_s == 0.0, 1.0, sum_s)
     mass_t = tl.where(sum_t == 0.0, 1.0, sum_t)
@@ -38,7 +45,8 @@ def divergence_of_row(
         # The share of teacher mass above the floor; infinity tells the backward sweep to leave the KL out.
         aux = aux / mass_t if partial_ptr is not None else tl.where(value == float("inf"), value, 1.0)
     else:
-        value = sum_u + 0.0 * (log2_s + log2_t)
+        # The second sweep cannot tell a row without mass; its logarithm is NaN.
+        value = tl.where((log2_s == log2_s) & (log2_t == log2_t), sum_u, float("nan"))
     return value, aux
 
 
@@ -62,9 +70,10 @@ def finish_rows_kernel(
     stride_student_t,
     stride_teacher_b,
     stride_teacher_t,
-    scale_high,
-    scale_low,
-    beta,
+    inverse_temperature_high,
+    inverse_temperature_low,
+    beta_high,
+    beta_low,
     floor_high,
     floor_low,
     DIVERGENCE: tl.constexpr,
@@ -73,13 +82,12 @@ def finish_rows_kernel(
 ):
     """All per-token results of one row.
 
-    Computes: token_kl (clamped at 0), kl_aux (not clamped), entropy, both log-sum-exps and, with sampled ids, both
-    sampled log-probabilities, in float64, as each is a difference of larger numbers. Walks over no row: it reads
-    the programs' states and sums and two single logits. Rows in no step get exact zeros.
+    Computes: token_kl (clamped at 0), kl_aux (not clamped), entropy, both log-sum-exps and, with sampled
+    ids, both sampled log-probabilities, in float64, as each is a difference of larger numbers. Walks over
+    no row: it reads the programs' states and sums and two single logits. Rows in no step get exact zeros.
 
-    The backward sweep re-makes log p - log q from log-sum-exps rounded to the token dtype; kl_aux is the
-    expectation of that rounded quantity, so that what is subtracted has the same constant and gradients keep
-    their digits however far a row is shifted.
+    kl_aux is the expectation of the quantity that the backward sweep makes from rounded log-sum-exps, see
+    `saved_base`, so that what it subtracts has the same constant.
     """
     row = tl.program_id(0)
     out = row.to(tl.int64)
@@ -94,7 +102,8 @@ def finish_rows_kernel(
             tl.store(teacher_log_probs_ptr + out, 0.0)
         return
     dtype: tl.constexpr = token_kl_ptr.dtype.element_ty
-    scale = join_parameter(scale_high, scale_low, tl.float64)
+    inverse_temperature = join_parameter(inverse_temperature_high, inverse_temperature_low)
+    scale = inverse_temperature * LOG2E
     MEASURE: tl.constexpr = "none" if partial_ptr is not None else DIVERGENCE
     max_s, sum_s, max_t, sum_t, sum_h, sum_u = load_row_state(state_ptr, row, scale, MEASURE, SPLITS)
     base_s = finite_base(max_s)
@@ -102,23 +111,28 @@ def finish_rows_kernel(
     log2_s = tl.where(sum_s == 0.0, float("nan"), tl.log2(tl.where(sum_s == 0.0, 1.0, sum_s)))
     log2_t = tl.where(sum_t == 0.0, float("nan"), tl.log2(tl.where(sum_t == 0.0, 1.0, sum_t)))
 
-    lse_s = (base_s * scale + log2_s) * LN2
-    lse_t = (base_t * scale + log2_t) * LN2
-    rounding = (lse_s - lse_s.to(dtype).to(tl.float64)) - (lse_t - lse_t.to(dtype).to(tl.float64))
-    value, aux = divergence_of_row(
-        partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, DIVERGENCE, SPLITS
-    )
+    lse_s = base_s * inverse_temperature + log2_s * LN2
+    lse_t = base_t * inverse_temperature + log2_t * LN2
+    saved_s = lse_s.to(dtype)
+    saved_t = lse_t.to(dtype)
+    residual_s = lse_s - saved_base(saved_s, inverse_temperature).to(tl.float64) * inverse_temperature
+    residual_t = lse_t - saved_base(saved_t, inverse_temperature).to(tl.float64) * inverse_temperature
+    rounding = tl.where(needs_remeasure(saved_s, saved_t), 0.0, residual_s - residual_t)
+    value, aux = divergence_of_row(partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, DIVERGENCE, SPLITS)
     if DIVERGENCE == "reverse_kl":
         aux += rounding
-    elif DIVERGENCE == "jsd":
+    elif DIVERGENCE == "forward_kl":
+        aux *= tl.exp(-rounding)
+    else:
         # To first order around p = q, the only place where so small a number can be seen.
+        beta = join_parameter(beta_high, beta_low)
         aux += beta * (1.0 - beta) * rounding
     tl.store(token_kl_ptr + out, tl.where(value < 0.0, 0.0, value))
     tl.store(kl_aux_ptr + out, aux)
     mass_s = tl.where(sum_s == 0.0, 1.0, sum_s)
     tl.store(student_entropy_ptr + out, (log2_s - sum_h / mass_s) * LN2)
-    tl.store(student_lse_ptr + out, lse_s)
-    tl.store(teacher_lse_ptr + out, lse_t)
+    tl.store(student_lse_ptr + out, saved_s)
+    tl.store(teacher_lse_ptr + out, saved_t)
 
     if sampled_ids_ptr is not None:
         sampled = tl.load(sampled_ids_ptr + row)
@@ -127,7 +141,7 @@ def finish_rows_kernel(
         log_p = sampled_log_prob(student_row, sampled, base_s, log2_s, scale) * LN2
         log_q = sampled_log_prob(teacher_row, sampled, base_t, log2_t, scale) * LN2
         if HAS_FLOOR:
-            floor = join_parameter(floor_high, floor_low, tl.float64) * LN2
+            floor = join_parameter(floor_high, floor_low)
             # A comparison, not a maximum: NaN has to stay NaN.
             log_q = tl.where(log_q < floor, floor, log_q)
         tl.store(student_log_probs_ptr + out, log_p)
@@ -147,9 +161,9 @@ def step_sums_kernel(
 ):
     """Sums over the tokens of one step, by one program, always in the same order.
 
-    Computes: tokens, sum of token_kl, of |sampled log-ratio|, of -student_log_probs and of student_entropy, in
-    float64. `order` lists the rows sorted by step id, `edges` where each step's rows start. Walks once over the
-    token tensors; uses no atomics, so that results repeat bit by bit.
+    Computes: tokens, sum of token_kl, of |sampled log-ratio|, of -student_log_probs and of student_entropy,
+    in float64. `order` lists the rows sorted by step id, `edges` where each step's rows start. Walks once
+    over the token tensors; uses no atomics, so that results repeat bit by bit.
     """
     step = tl.program_id(0)
     start = tl.load(edges_ptr + step)
@@ -170,7 +184,9 @@ def step_sums_kernel(
         if student_log_probs_ptr is not None:
             log_p = tl.load(student_log_probs_ptr + row, mask=mask, other=0.0).to(tl.float64)
             log_q = tl.load(teacher_log_probs_ptr + row, mask=mask, other=0.0).to(tl.float64)
-            ratio += tl.abs(log_p - log_q)
+            # An id that both exclude has no ratio; said outright, as numpy warns of -inf - -inf.
+            excluded = (log_p == float("-inf")) & (log_q == float("-inf"))
+            ratio += tl.abs(tl.where(excluded, float("nan"), log_p) - log_q)
             surprise -= log_p
         first += BLOCK
     sums = step_sums_ptr + step.to(tl.int64) * 5

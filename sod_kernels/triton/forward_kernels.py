@@ -1,8 +1,8 @@
 """The forward sweeps over student and teacher logits, and the small kernel that finishes a row.
 
 Memory walks: reverse KL and forward KL without a floor read both logits once (first sweep). A floor and the
-Jensen-Shannon divergence need both log-sum-exps before the first term, so they read both logits twice. Between
-the kernels go six or two numbers per program; nothing of size rows times vocabulary is ever built.
+Jensen-Shannon divergence need both log-sum-exps before the first term, so they read both logits twice.
+Between the kernels go six or two numbers per program; nothing of size rows times vocabulary is ever built.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 
 from sod_kernels.triton.row_state import (
+    LN2,
+    LOG2E,
     absorb_block,
     difference_terms,
     finite_base,
@@ -21,8 +23,6 @@ from sod_kernels.triton.row_state import (
     mixture_log_ratios,
     row_offset,
 )
-
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit(do_not_specialize=["rows_per_batch"])
@@ -36,8 +36,8 @@ def first_sweep_kernel(
     stride_student_t,
     stride_teacher_b,
     stride_teacher_t,
-    scale_high,
-    scale_low,
+    inverse_temperature_high,
+    inverse_temperature_low,
     MEASURE: tl.constexpr,
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -47,11 +47,11 @@ def first_sweep_kernel(
 ):
     """Online softmax state of both logits over this program's share of one row.
 
-    Computes: maxima, exponential sums, the entropy sum and (MEASURE) the re-based difference sum, in one walk over
-    the valid columns of both rows. Saves: six numbers per program in state (rows, 6, SPLITS). Never builds:
-    probabilities, log-probabilities, or anything as long as the vocabulary. Each lane keeps a state of its own, so
-    the loop has no reduction across threads and no barrier; the lanes are merged once, at the end. Rows in no
-    step are left at the first line, unread and unwritten.
+    Computes: maxima, exponential sums, the entropy sum and (MEASURE) the re-based difference sum, in one
+    walk over the valid columns of both rows. Saves: six numbers per program in state (rows, 6, SPLITS).
+    Never builds: probabilities, log-probabilities, or anything as long as the vocabulary. Each lane keeps a
+    state of its own, so the loop has no reduction across threads and no barrier; the lanes are merged once,
+    at the end. Rows in no step are left at the first line, unread and unwritten.
     """
     program = tl.program_id(0)
     row = program // SPLITS
@@ -59,7 +59,7 @@ def first_sweep_kernel(
     if tl.load(step_ids_ptr + row) < 0:
         return
     dtype: tl.constexpr = state_ptr.dtype.element_ty
-    scale = join_parameter(scale_high, scale_low, dtype)
+    scale = (join_parameter(inverse_temperature_high, inverse_temperature_low) * LOG2E).to(dtype)
     student_row = student_ptr + row_offset(row, rows_per_batch, stride_student_b, stride_student_t)
     teacher_row = teacher_ptr + row_offset(row, rows_per_batch, stride_teacher_b, stride_teacher_t)
 
@@ -70,8 +70,8 @@ def first_sweep_kernel(
     sum_t = tl.zeros((LANES,), dtype)
     sum_h = tl.zeros((LANES,), dtype)
     sum_u = tl.zeros((LANES,), dtype)
-    # The programs of a row take blocks in turn. The rounds in which every program has a full block need no mask,
-    # which keeps the loads 128 bits wide whatever the vocabulary; one masked round takes the rest.
+    # The programs of a row take blocks in turn. The rounds in which every program has a full block need no
+    # mask, which keeps the loads 128 bits wide whatever the vocabulary; one masked round takes the rest.
     FULL_ROUNDS: tl.constexpr = VOCAB // (BLOCK * SPLITS)
     for i in range(FULL_ROUNDS):
         offs_v = (i * SPLITS + split) * BLOCK + offs_block
@@ -144,8 +144,8 @@ def second_sweep_kernel(
     stride_student_t,
     stride_teacher_b,
     stride_teacher_t,
-    scale_high,
-    scale_low,
+    inverse_temperature_high,
+    inverse_temperature_low,
     beta_high,
     beta_low,
     floor_high,
@@ -159,10 +159,10 @@ def second_sweep_kernel(
 ):
     """Sums of the divergences that need both log-sum-exps first: floored KLs and Jensen-Shannon.
 
-    Computes: the divergence sum and the kl_aux sum over this program's share of one row, in one walk over the
-    valid columns of both rows, after joining the row's states of the first sweep. Saves: two numbers per program
-    in partial (rows, 2, SPLITS). Never builds: probabilities or the mixture beyond one block. The floor comes in
-    bits. Rows in no step are left unread and unwritten.
+    Computes: the divergence sum and the kl_aux sum over this program's share of one row, in one walk over
+    the valid columns of both rows, after joining the row's states of the first sweep. Saves: two numbers
+    per program in partial (rows, 2, SPLITS). Never builds: probabilities or the mixture beyond one block.
+    Rows in no step are left unread and unwritten.
     """
     program = tl.program_id(0)
     row = program // SPLITS
@@ -170,12 +170,11 @@ def second_sweep_kernel(
     if tl.load(step_ids_ptr + row) < 0:
         return
     dtype: tl.constexpr = partial_ptr.dtype.element_ty
-    scale = join_parameter(scale_high, scale_low, dtype)
-    beta = join_parameter(beta_high, beta_low, dtype)
-    floor = join_parameter(floor_high, floor_low, dtype)
-    max_s, sum_s, max_t, sum_t, _, _ = load_row_state(
-        state_ptr, row, join_parameter(scale_high, scale_low, tl.float64), "none", SPLITS
-    )
+    exact_scale = join_parameter(inverse_temperature_high, inverse_temperature_low) * LOG2E
+    scale = exact_scale.to(dtype)
+    beta = join_parameter(beta_high, beta_low).to(dtype)
+    floor = (join_parameter(floor_high, floor_low) * LOG2E).to(dtype)
+    max_s, sum_s, max_t, sum_t, _, _ = load_row_state(state_ptr, row, exact_scale, "none", SPLITS)
     base_s = finite_base(max_s).to(dtype)
     base_t = finite_base(max_t).to(dtype)
     # A row without any mass is answered with NaN when it is finished; 1 only keeps the logarithm quiet.

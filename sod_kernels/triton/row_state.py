@@ -6,17 +6,20 @@ bits (multiplied by log2 e, so that the exponential is the hardware's exp2):
 - max_s, max_t: largest raw logit of student and teacher, -inf while nothing finite was seen;
 - sum_s = sum 2^ls and sum_t = sum 2^lt, with ls = (logit - max_s) * scale and lt = (logit - max_t) * scale;
 - sum_h = sum 2^ls * ls, for the entropy;
-- sum_u = sum 2^ls * (ls - lt) for the reverse KL, sum 2^lt * (lt - ls) for the forward KL: differences re-based
-  to both maxima, so that a shift of either row cancels before anything is rounded.
+- sum_u = sum 2^ls * (ls - lt) for the reverse KL, sum 2^lt * (lt - ls) for the forward KL: differences
+  re-based to both maxima, so that a shift of either row cancels before anything is rounded.
 
-The merge of two states is associative. So the lanes of a program, the programs of a row, and later chunks of a
-vocabulary or ranks of a tensor-parallel group are all joined by `merge_states`.
+The merge of two states is associative. So the lanes of a program, the programs of a row, and later chunks
+of a vocabulary or ranks of a tensor-parallel group are all joined by `merge_states`.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -28,9 +31,9 @@ def row_offset(row, rows_per_batch, stride_b, stride_t):
 
 
 @triton.jit
-def join_parameter(high, low, dtype: tl.constexpr):
-    """A scalar that came as two float32 arguments; Triton has no float64 scalar arguments."""
-    return (tl.cast(high, tl.float64) + tl.cast(low, tl.float64)).to(dtype)
+def join_parameter(high, low):
+    """A float64 scalar that came as two float32 arguments; Triton has no float64 scalar arguments."""
+    return tl.cast(high, tl.float64) + tl.cast(low, tl.float64)
 
 
 @triton.jit
@@ -75,10 +78,11 @@ def rebase_difference(sum_u, sum_p, weight, shift):
 
 @triton.jit
 def difference_terms(weights, own, other, excluded):
-    """weights * (own - other) per column, own and other in bits, 0 where excluded.
+    """Terms weights * (own - other) per column, own and other in bits, 0 where excluded.
 
-    `own` is finite outside `excluded`; `other` may be -inf, which gives +inf even where the weight underflowed to
-    0: the smallest weight keeps 0 * inf from turning into NaN and is far below rounding everywhere else.
+    `own` is finite outside `excluded`; `other` may be -inf, which gives +inf even where the weight
+    underflowed to 0: the smallest weight keeps 0 * inf from turning into NaN and is far below rounding
+    everywhere else.
     """
     difference = tl.where(excluded, 0.0, own) - tl.where(excluded, 0.0, other)
     return tl.maximum(weights, 1e-37) * difference
@@ -101,8 +105,8 @@ def absorb_block(
 ):
     """Add one block of logits to the states of the lanes.
 
-    MEASURE names what sum_u collects: "reverse_kl", "forward_kl" or "none". Columns that do not exist come in as
-    -inf on both sides and change nothing.
+    MEASURE names what sum_u collects: "reverse_kl", "forward_kl" or "none". Columns that do not exist come
+    in as -inf on both sides and change nothing.
     """
     BLOCK: tl.constexpr = student.shape[0]
     new_max_s = tl.maximum(max_s, lane_max(student, LANES, VECTOR))
@@ -167,11 +171,29 @@ def load_row_state(state_ptr, row, scale, MEASURE: tl.constexpr, SPLITS: tl.cons
 
 
 @triton.jit
+def saved_base(lse, inverse_temperature):
+    """The raw logit from which the backward sweep measures a row: its rounded log-sum-exp times temperature.
+
+    log p = (logit - base) / temperature - residual, where the residual is what the rounding took. The
+    forward knows it; the backward takes it as 0, and kl_aux is stored so that its part in f - E_p f and in
+    a p - q cancels.
+    """
+    return (lse.to(tl.float64) / inverse_temperature).to(lse.dtype)
+
+
+@triton.jit
+def needs_remeasure(lse_s, lse_t):
+    """Whether a row lies so far from 0 that the residual matters in p itself and the backward measures it."""
+    return (tl.abs(lse_s) >= 128.0) | (tl.abs(lse_t) >= 128.0)
+
+
+@triton.jit
 def mixture_log_ratios(log_ratio, none_s, none_t, beta):
     """log(p/m) and log(q/m) for m = (1 - beta) p + beta q, from log_ratio = log q - log p in nats.
 
-    Only exp(-|log_ratio|) is taken, so nothing overflows. A column without student (teacher) mass has log(q/m) =
-    -log beta (log(p/m) = -log(1 - beta)); the other ratio is then a finite number that meets a zero weight.
+    Only exp(-|log_ratio|) is taken, so nothing overflows. A column without student (teacher) mass has
+    log(q/m) = -log beta (log(p/m) = -log(1 - beta)); the other ratio is then a finite number that meets a
+    zero weight.
     """
     rest = 1.0 - beta
     ratio = tl.where(none_s | none_t, 0.0, log_ratio)
