@@ -17,6 +17,8 @@ from torch import Tensor
 
 from sod_kernels.triton.config import (
     INTERPRETER,
+    STEP_SUMS_BLOCK,
+    STEP_SUMS_WARPS,
     LaunchConfig,
     SweepConfig,
     gpu_architecture,
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _OLDEST = (3, 6)
-_STEP_BLOCK = 1024
 
 
 @functools.lru_cache(maxsize=1)
@@ -184,8 +185,8 @@ def _step_sums(
         teacher_log_probs if has_sampled else None,
         student_entropy,
         step_sums,
-        BLOCK=_STEP_BLOCK,
-        num_warps=4,
+        BLOCK=STEP_SUMS_BLOCK,
+        num_warps=STEP_SUMS_WARPS,
         enable_fp_fusion=True,
     )
     return step_sums

@@ -9,11 +9,13 @@ list of binaries known ahead of time, which is what `sod_kernels.triton.aot` com
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 INTERPRETER = "interpreter"
+STEP_SUMS_BLOCK = 1024
+STEP_SUMS_WARPS = 8
 _VECTOR_BYTES = 16
 
 
@@ -47,23 +49,25 @@ class LaunchConfig:
     backward: SweepConfig
 
 
-def _config(block_size: int, lanes: int, splits: int, num_warps: int) -> LaunchConfig:
-    sweep = SweepConfig(block_size=block_size, lanes=lanes, splits=splits, num_warps=num_warps)
-    return LaunchConfig(forward=sweep, backward=sweep)
+def _config(lanes: int, splits: int, num_warps: int, *, forward_block: int, backward_block: int) ->
+LaunchConfig:
+    forward = SweepConfig(block_size=forward_block, lanes=lanes, splits=splits, num_warps=num_warps) return
+    LaunchConfig(forward=forward, backward=replace(forward, block_size=backward_block))
 
 
-# Two chunks of 16 bytes per thread and tensor are in flight for 16-bit logits (4096 columns, 256 threads),
-# four for float32. Four programs per row fill the device from about 64 rows on and still give each program
-# ten blocks of a 151,936-column vocabulary to spread its start-up over.
-_HALF = _config(block_size=4096, lanes=256, splits=4, num_warps=8)
-_SINGLE = _config(block_size=4096, lanes=256, splits=4, num_warps=8)
-_DOUBLE = _config(block_size=1024, lanes=256, splits=4, num_warps=8)
+# The forward keeps two 16-byte chunks per thread and tensor in flight, whatever the dtype: 4096 columns of
+# 16-bit logits or 2048 of float32 on 256 threads; the backward, which also holds the gradient, one or two.
+# Four programs per row fill the device from about 100 rows on and still give each program nine or more
+# blocks of a 151,936-column vocabulary to spread its start-up over.
+_HALF = _config(256, 4, 8, forward_block=4096, backward_block=2048)
+_SINGLE = _config(256, 4, 8, forward_block=2048, backward_block=2048)
+_DOUBLE = _config(256, 4, 8, forward_block=1024, backward_block=1024)
 # A wavefront of gfx942 has 64 threads.
-_HALF_WAVE64 = _config(block_size=4096, lanes=512, splits=4, num_warps=8)
-_SINGLE_WAVE64 = _config(block_size=4096, lanes=512, splits=4, num_warps=8)
-_DOUBLE_WAVE64 = _config(block_size=1024, lanes=512, splits=4, num_warps=8)
+_HALF_WAVE64 = _config(512, 4, 8, forward_block=4096, backward_block=4096)
+_SINGLE_WAVE64 = _config(512, 4, 8, forward_block=2048, backward_block=2048)
+_DOUBLE_WAVE64 = _config(512, 4, 8, forward_block=1024, backward_block=1024)
 # The interpreter's time goes with the number of operations, hardly with their width.
-_INTERPRETED = _config(block_size=4096, lanes=256, splits=2, num_warps=1)
+_INTERPRETED = _config(256, 2, 1, forward_block=4096, backward_block=4096)
 
 CONFIGS: dict[tuple[str, torch.dtype], LaunchConfig] = {
     **{
