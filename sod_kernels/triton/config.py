@@ -49,10 +49,11 @@ class LaunchConfig:
     backward: SweepConfig
 
 
-def _config(lanes: int, splits: int, num_warps: int, *, forward_block: int, backward_block: int) ->
-LaunchConfig:
-    forward = SweepConfig(block_size=forward_block, lanes=lanes, splits=splits, num_warps=num_warps) return
-    LaunchConfig(forward=forward, backward=replace(forward, block_size=backward_block))
+def _config(
+    lanes: int, splits: int, num_warps: int, *, forward_block: int, backward_block: int
+) -> LaunchConfig:
+    forward = SweepConfig(block_size=forward_block, lanes=lanes, splits=splits, num_warps=num_warps)
+    return LaunchConfig(forward=forward, backward=replace(forward, block_size=backward_block))
 
 
 # The forward keeps two 16-byte chunks per thread and tensor in flight, whatever the dtype: 4096 columns of
