@@ -1,0 +1,350 @@
+"""Compiles every kernel of the configuration table ahead of time and checks what came out; needs no GPU.
+
+Run as `python -m sod_kernels.triton.aot` (with TRITON_INTERPRET unset). For each target, logits dtype and
+variant it compiles with the compiler and assembler that Triton ships, disassembles, prints one line, and
+fails on
+
+- a spilled register or a stack frame;
+- more registers than let two programs share a multiprocessor, or more shared memory than the kernels' budget;
+- a sweep without 128-bit loads of the logits (and 128-bit stores of the gradient);
+- a change of layout inside a loop, which would send every block through shared memory and a barrier.
+
+These are properties of the binary, so they hold on the GPU as well; its speed has to be measured there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sod_kernels.triton.config import (
+    CONFIGS,
+    STEP_SUMS_BLOCK,
+    STEP_SUMS_WARPS,
+    LaunchConfig,
+    SweepConfig,
+    vector_width,
+)
+
+VOCAB_SIZE = 151_936
+TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+_POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "float64": "*fp64"}
+# With 256 threads, two programs fit in the 65,536 registers of an NVIDIA multiprocessor; a gfx942 wavefront
+# of 64 may use up to 256 vector registers at two waves per unit.
+MAX_REGISTERS = {"sm": 128, "gfx": 256}
+# The kernels need it only for the final merge across warps.
+MAX_SHARED_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One kernel with its compile-time arguments.
+
+    Attributes:
+        name: What the table prints.
+        kernel: The decorated function.
+        meta: Its constexpr arguments.
+        absent: Pointers that are None in this variant.
+        num_warps: Warps per program.
+        wide_loads: 128-bit loads that the binary must have at least.
+        wide_stores: 128-bit stores that it must have at least.
+    """
+
+    name: str
+    kernel: Any
+    meta: dict[str, Any]
+    absent: tuple[str, ...]
+    num_warps: int
+    wide_loads: int
+    wide_stores: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary:
+    """What a compiled variant needs.
+
+    Attributes:
+        registers: Per thread.
+        spills: Spilled registers or bytes of stack, whichever the target reports.
+        shared_bytes: Shared memory per program.
+        wide_loads: Instructions that load 128 bits or more from global memory.
+        wide_stores: Instructions that store 128 bits or more to global memory.
+        loop_conversions: Changes of layout inside loops.
+    """
+
+    registers: int
+    spills: int
+    shared_bytes: int
+    wide_loads: int
+    wide_stores: int
+    loop_conversions: int
+
+
+def variants(config: LaunchConfig, dtype: torch.dtype, vocab_size: int = VOCAB_SIZE) -> list[Variant]:
+    """List the kernels that one configuration launches.
+
+    Args:
+        config: From the table, or one to be judged.
+        dtype: Of the logits.
+        vocab_size: Valid columns, and width of the rows.
+
+    Returns:
+        Every kernel with every divergence and floor.
+    """
+    from sod_kernels.triton.backward_kernels import backward_kernel
+    from sod_kernels.triton.finish_kernels import finish_rows_kernel, step_sums_kernel
+    from sod_kernels.triton.forward_kernels import first_sweep_kernel, second_sweep_kernel
+
+    sweep = _sweep_meta(config.forward, dtype, vocab_size)
+    splits = {"SPLITS": config.forward.splits}
+    width = {
+        "VOCAB": vocab_size,
+        "WIDTH": vocab_size,
+        "BLOCK": config.backward.block_size,
+        "SPLITS": config.backward.splits,
+    }
+    listed = []
+    for measure in ("reverse_kl", "forward_kl", "none"):
+        meta = {"MEASURE": measure, **sweep}
+        listed.append(_variant("first_sweep", first_sweep_kernel, meta, config.forward.num_warps, loads=2))
+    for divergence in ("reverse_kl", "forward_kl", "jsd"):
+        meta = {"DIVERGENCE": divergence, **sweep}
+        listed.append(_variant("second_sweep", second_sweep_kernel, meta, config.forward.num_warps, loads=2))
+    for divergence, floor in _divergences():
+        meta = {"DIVERGENCE": divergence, "HAS_FLOOR": floor, **splits}
+        absent = () if floor or divergence == "jsd" else ("partial_ptr",)
+        listed.append(_variant("finish_rows", finish_rows_kernel, meta, 1, absent=absent))
+        meta = {"DIVERGENCE": divergence, "HAS_FLOOR": floor, **width}
+        listed.append(
+            _variant("backward", backward_kernel, meta, config.backward.num_warps, loads=2, stores=1)
+        )
+    listed.append(_variant("step_sums", step_sums_kernel, {"BLOCK": STEP_SUMS_BLOCK}, STEP_SUMS_WARPS))
+    return listed
+
+
+def _sweep_meta(config: SweepConfig, dtype: torch.dtype, vocab_size: int) -> dict[str, Any]:
+    return {
+        "VOCAB": vocab_size,
+        "BLOCK": config.block_size,
+        "LANES": config.lanes,
+        "VECTOR": vector_width(dtype),
+        "SPLITS": config.splits,
+    }
+
+
+def _divergences() -> list[tuple[str, bool]]:
+    return [(kl, floor) for kl in ("reverse_kl", "forward_kl") for floor in (False, True)] + [("jsd", False)]
+
+
+def _variant(
+    kernel_name: str,
+    kernel: Any,
+    meta: dict[str, Any],
+    num_warps: int,
+    *,
+    absent: tuple[str, ...] = (),
+    loads: int = 0,
+    stores: int = 0,
+) -> Variant:
+    parts = [kernel_name, meta.get("MEASURE") or meta.get("DIVERGENCE"), meta.get("HAS_FLOOR") and "floor"]
+    return Variant(
+        name="-".join(str(part) for part in parts if part),
+        kernel=kernel,
+        meta=meta,
+        absent=absent,
+        num_warps=num_warps,
+        wide_loads=loads,
+        wide_stores=stores,
+    )
+
+
+def _signature(variant: Variant, dtype: str) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+    """Types, constants and alignment as a launch on aligned tensors would find them."""
+    token = "*fp64" if dtype == "float64" else "*fp32"
+    fixed = {
+        "student_ptr": _POINTERS[dtype],
+        "teacher_ptr": _POINTERS[dtype],
+        "grad_logits_ptr": _POINTERS[dtype],
+        "step_ids_ptr": "*i64",
+        "sampled_ids_ptr": "*i64",
+        "order_ptr": "*i64",
+        "edges_ptr": "*i64",
+        "step_sums_ptr": "*fp64",
+        "rows_per_batch": "i32",
+    }
+    signature: dict[str, str] = {}
+    constants = dict(variant.meta)
+    attributes: dict[Any, Any] = {}
+    for position, name in enumerate(variant.kernel.arg_names):
+        if name in variant.meta or name in variant.absent:
+            signature[name] = "constexpr"
+            constants.setdefault(name, None)
+        elif name in fixed or name.endswith("_ptr"):
+            signature[name] = fixed.get(name, token)
+        else:
+            signature[name] = "fp32" if name.endswith(("_high", "_low")) else "i64"
+        if name.endswith("_ptr") or name.startswith("stride_"):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def compile_variant(variant: Variant, target: str, dtype: str) -> Binary:
+    """Compile one variant and read its needs from the binary.
+
+    Args:
+        variant: From `variants`.
+        target: One of `TARGETS`.
+        dtype: Key of `DTYPES`.
+
+    Returns:
+        Registers, spills, shared memory and wide memory instructions.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = _signature(variant, dtype)
+    source = ASTSource(variant.kernel, signature, constants, attributes)
+    is_amd = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64) if is_amd else GPUTarget("cuda", int(target[3:]), 32)
+    options = {"num_warps": variant.num_warps, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=gpu, options=options)
+    numbers = _read_amd(compiled.asm["amdgcn"]) if is_amd else _read_nvidia(compiled.asm["cubin"])
+    loops = re.findall(r"scf\.for.*?scf\.yield", compiled.asm["ttgir"], re.DOTALL)
+    return Binary(
+        **numbers,
+        shared_bytes=compiled.metadata.shared,
+        loop_conversions=sum(loop.count("ttg.convert_layout") for loop in loops),
+    )
+
+
+def _read_amd(assembly: str) -> dict[str, int]:
+    def number(name: str) -> int:
+        return max(int(value) for value in re.findall(rf"\.{name}:\s+(\d+)", assembly))
+
+    return {
+        "registers": number("vgpr_count"),
+        "spills": number("vgpr_spill_count") + number("sgpr_spill_count"),
+        "wide_loads": len(re.findall(r"(?:global|buffer)_load_dwordx4", assembly)),
+        "wide_stores": len(re.findall(r"(?:global|buffer)_store_dwordx4", assembly)),
+    }
+
+
+def _read_nvidia(cubin: bytes) -> dict[str, int]:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _output([str(tools / "cuobjdump"), "-res-usage", str(path)])
+        code = _output([str(tools / "nvdisasm"), "-c", str(path)])
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK"))
+    # Blackwell also has 256-bit accesses, which its disassembler calls ENL2.256.
+    wide = r"\.E\S*\.(?:128|256)"
+    return {
+        "registers": registers,
+        "spills": stack + len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        "wide_loads": len(re.findall(rf"\bLDG{wide}", code)),
+        "wide_stores": len(re.findall(rf"\bSTG{wide}", code)),
+    }
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def violations(variant: Variant, target: str, binary: Binary) -> list[str]:
+    """Hold a binary against the budgets.
+
+    Args:
+        variant: What was compiled.
+        target: For which architecture.
+        binary: What came out.
+
+    Returns:
+        One phrase per broken budget; empty if all hold.
+    """
+    budget = MAX_REGISTERS["gfx" if target.startswith("gfx") else "sm"]
+    found = []
+    if binary.spills:
+        found.append(f"spills {binary.spills}")
+    if binary.registers > budget:
+        found.append(f"registers {binary.registers} > {budget}")
+    if binary.shared_bytes > MAX_SHARED_BYTES:
+        found.append(f"shared {binary.shared_bytes} > {MAX_SHARED_BYTES} bytes")
+    if binary.wide_loads < variant.wide_loads:
+        found.append(f"128-bit loads {binary.wide_loads} < {variant.wide_loads}")
+    if binary.wide_stores < variant.wide_stores:
+        found.append(f"128-bit stores {binary.wide_stores} < {variant.wide_stores}")
+    if binary.loop_conversions:
+        found.append(f"layout changes in loops {binary.loop_conversions}")
+    return found
+
+
+def report(targets: list[str], dtypes: list[str], override: LaunchConfig | None = None) -> int:
+    """Compile and check, printing a line for each binary.
+
+    Args:
+        targets: Some of `TARGETS`.
+        dtypes: Some of the keys of `DTYPES`.
+        override: Configuration to judge instead of the table's.
+
+    Returns:
+        Number of binaries that break a budget.
+    """
+    layout = "{:8} {:9} {:30} {:>9} {:>6} {:>6} {:>8} {:>9}  {}"
+    heads = ("target", "dtype", "kernel", "registers", "spills", "shared", "loads128", "stores128", "verdict")
+    print(layout.format(*heads))
+    failed = total = 0
+    for target, dtype in itertools.product(targets, dtypes):
+        config = override or CONFIGS[(target, DTYPES[dtype])]
+        for variant in variants(config, DTYPES[dtype]):
+            binary = compile_variant(variant, target, dtype)
+            found = violations(variant, target, binary)
+            memory = (binary.shared_bytes, binary.wide_loads, binary.wide_stores)
+            cells = (target, dtype, variant.name, binary.registers, binary.spills, *memory)
+            print(layout.format(*cells, "; ".join(found) or "ok"), flush=True)
+            total, failed = total + 1, failed + bool(found)
+    print(f"{total} binaries, {failed} over budget")
+    return failed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Instead of `sys.argv[1:]`.
+
+    Returns:
+        Exit code: 0, 1 if a budget is broken, 2 if nothing can be compiled.
+    """
+    parser = argparse.ArgumentParser(prog="python -m sod_kernels.triton.aot", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--target", action="append", choices=TARGETS, help="repeatable; default: all")
+    parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="repeatable; default: all")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        print("aot: TRITON_INTERPRET is set, which replaces the compiler; unset it.", file=sys.stderr)
+        return 2
+    return 1 if report(options.target or list(TARGETS), options.dtype or list(DTYPES)) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
