@@ -53,7 +53,7 @@ def inside_package_paths() -> tuple[str, ...]:
 
 
 def bubblewrap_command(
-    bubblewrap: str, help_text: str, *, control_fd: int, filter_fd: int, disk_bytes: int
+    bubblewrap: str, help_text: str, *, control_fd: int, filter_fd: int, info_fd: int, disk_bytes: int
 ) -> Sequence[str]:
     """Return the command that starts a fork server inside a sandbox of its own.
 
@@ -62,6 +62,7 @@ def bubblewrap_command(
         help_text: What it answers to `--help`: older versions lack an option.
         control_fd: Descriptor of the control socket.
         filter_fd: Descriptor of the base seccomp program.
+        info_fd: Descriptor to which bubblewrap tells the pid of the fork server.
         disk_bytes: Size of each of the two writable directories, in bytes.
 
     Returns:
@@ -69,11 +70,18 @@ def bubblewrap_command(
     """
     return (
         *(bubblewrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--new-session", "--die-with-parent", "--as-pid-1", "--hostname", "sandbox"),
+        *(
+            "--unshare-cgroup-try",
+            "--hostname",
+            "sandbox",
+            "--new-session",
+            "--die-with-parent",
+            "--as-pid-1",
+        ),
         *_identity(bubblewrap, help_text),
         *_file_system(disk_bytes),
         *_environment(),
-        *("--seccomp", str(filter_fd), "--"),
+        *("--info-fd", str(info_fd), "--seccomp", str(filter_fd), "--"),
         *(os.path.realpath(sys.executable), "-s", "-S", "-P", "-B", "-c", _START, str(control_fd)),
     )
 
@@ -86,7 +94,7 @@ def _identity(bubblewrap: str, help_text: str) -> list[str]:
         return ["--cap-drop", "ALL", *(word for name in kept for word in ("--cap-add", name))]
     options = ["--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY), "--cap-drop", "ALL"]
     # A setuid bubblewrap refuses the option, older ones do not know it; both filters deny it all the same.
-    is_setuid = bool(os.stat(bubblewrap).st_mode & stat.S_ISUID)
+    is_setuid = bool(Path(bubblewrap).stat().st_mode & stat.S_ISUID)
     if "--disable-userns" in help_text and not is_setuid:
         options.append("--disable-userns")
     return options
@@ -105,18 +113,24 @@ def _file_system(disk_bytes: int) -> list[str]:
         options += ["--ro-bind-try", name, name]
     for prefix in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix)):
         if not Path(prefix).is_relative_to("/usr"):
-            # Parents that bubblewrap makes on its own can be closed to other users.
-            for parent in reversed(Path(prefix).parents):
-                options += ["--perms", "0755", "--dir", str(parent)]
-            options += ["--ro-bind", prefix, prefix]
-    options += ["--ro-bind", str(_INSIDE), "/sandbox/sod/sandbox/inside"]
+            options += _bind(prefix, prefix)
+    options += _bind(str(_INSIDE), "/sandbox/sod/sandbox/inside")
     for outside, inside in zip(package_paths(), inside_package_paths(), strict=True):
-        options += ["--ro-bind", outside, inside]
+        options += _bind(outside, inside)
     for name in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
         options += ["--dev-bind", name, name]
     for name in ("/work", "/tmp"):  # noqa: S108 - inside the sandbox
         options += ["--size", str(disk_bytes), "--tmpfs", name]
     return [*options, "--remount-ro", "/", "--chdir", "/work"]
+
+
+def _bind(outside: str, inside: str) -> list[str]:
+    """Options that show a directory, read-only, below parents that every user may pass."""
+    options = []
+    # Parents that bubblewrap makes on its own can be closed to other users.
+    for parent in reversed(Path(inside).parents):
+        options += ["--perms", "0755", "--dir", str(parent)]
+    return [*options, "--ro-bind", outside, inside]
 
 
 def _environment() -> list[str]:

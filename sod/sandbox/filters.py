@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable
 
 import pyseccomp
 
@@ -39,30 +38,30 @@ _NEVER_INSIDE = """
     clock_adjtime sethostname setdomainname iopl ioperm personality lookup_dcookie nfsservctl vhangup
     shmget shmat shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl mq_open mq_unlink
     socket connect bind listen accept accept4 mbind migrate_pages move_pages set_mempolicy fanotify_init
-""".split()
+"""
 
 _NEVER_IN_CODE = """
     fork vfork execve execveat sendmsg recvmsg sendmmsg recvmmsg tkill rt_sigqueueinfo rt_tgsigqueueinfo
     pidfd_open pidfd_send_signal memfd_create setuid setgid setreuid setregid setresuid setresgid setgroups
     setfsuid setfsgid capset setsid setpgid setpriority sched_setscheduler sched_setattr sched_setparam
     ioprio_set chown fchown lchown fchownat mknod mknodat mlockall seccomp
-""".split()
+"""
 
 _NO_XATTR = """
     setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
     removexattr lremovexattr fremovexattr
-""".split()
+"""
 
 _ALLOWED_IN_CODE = """
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 open openat openat2 creat close
     close_range lseek stat fstat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd
     chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
-    chmod fchmod fchmodat fchmodat2 truncate ftruncate fallocate fsync fdatasync utime utimes utimensat futimesat
-    umask getdents getdents64 dup dup2 dup3 pipe pipe2 flock sendfile copy_file_range splice tee fadvise64
-    readahead statfs fstatfs
+    chmod fchmod fchmodat fchmodat2 truncate ftruncate fallocate fsync fdatasync utime utimes utimensat
+    futimesat umask getdents getdents64 dup dup2 dup3 pipe pipe2 flock sendfile copy_file_range splice tee
+    fadvise64 readahead statfs fstatfs
     mmap munmap mremap mprotect madvise brk mincore msync mlock munlock membarrier
-    exit exit_group futex futex_waitv futex_wake futex_wait futex_requeue set_robust_list get_robust_list rseq
-    set_tid_address gettid getpid getppid getpgid getpgrp getsid getuid geteuid getgid getegid getresuid
+    exit exit_group futex futex_waitv futex_wake futex_wait futex_requeue set_robust_list get_robust_list
+    rseq set_tid_address gettid getpid getppid getpgid getpgrp getsid getuid geteuid getgid getegid getresuid
     getresgid getgroups capget wait4 waitid sched_yield sched_getaffinity sched_getparam sched_getscheduler
     sched_getattr sched_get_priority_max sched_get_priority_min sched_rr_get_interval getpriority getrusage
     getrlimit setrlimit getcpu arch_prctl
@@ -73,14 +72,12 @@ _ALLOWED_IN_CODE = """
     poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_wait epoll_pwait
     epoll_pwait2 eventfd eventfd2
     recvfrom getsockname getpeername getsockopt shutdown uname sysinfo getrandom
-""".split()
+"""
 
 
-def _add(
-    program: pyseccomp.SyscallFilter, action: int, names: Iterable[str], *conditions: pyseccomp.Arg
-) -> None:
+def _add(program: pyseccomp.SyscallFilter, action: int, names: str, *conditions: pyseccomp.Arg) -> None:
     """Add one rule per name that this machine and libseccomp know; others fall to the default action."""
-    for name in names:
+    for name in names.split():
         number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
         if number >= 0:
             program.add_rule(action, number, *conditions)
@@ -111,10 +108,10 @@ def base_filter() -> bytes:
     bit = 1
     while bit <= _CLONE_NAMESPACES:
         if bit & _CLONE_NAMESPACES:
-            _add(program, deny, ["clone"], pyseccomp.Arg(0, pyseccomp.MASKED_EQ, bit, bit))
+            _add(program, deny, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, bit, bit))
         bit <<= 1
     # clone3 keeps its flags in memory, where a filter cannot look; glibc falls back to clone.
-    _add(program, pyseccomp.ERRNO(errno.ENOSYS), ["clone3"])
+    _add(program, pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     return _export(program)
 
 
@@ -137,31 +134,31 @@ def code_filter() -> bytes:
     _add(program, pyseccomp.ERRNO(errno.ENOTSUP), _NO_XATTR)
 
     flags = _CLONE_THREAD | _CLONE_NAMESPACES
-    _add(program, allow, ["clone"], pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flags, _CLONE_THREAD))
-    _add(program, deny, ["clone"], pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, 0))
+    _add(program, allow, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flags, _CLONE_THREAD))
+    _add(program, deny, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, 0))
     for name in ("kill", "tgkill"):
-        _add(program, allow, [name], pyseccomp.Arg(0, pyseccomp.EQ, _PID_PLACEHOLDER))
-        _add(program, deny, [name], pyseccomp.Arg(0, pyseccomp.NE, _PID_PLACEHOLDER))
+        _add(program, allow, name, pyseccomp.Arg(0, pyseccomp.EQ, _PID_PLACEHOLDER))
+        _add(program, deny, name, pyseccomp.Arg(0, pyseccomp.NE, _PID_PLACEHOLDER))
     # Pid 0 is the caller; any other pid could be the fork server.
     for name in ("prlimit64", "sched_setaffinity"):
-        _add(program, allow, [name], pyseccomp.Arg(0, pyseccomp.EQ, 0))
-        _add(program, deny, [name], pyseccomp.Arg(0, pyseccomp.NE, 0))
+        _add(program, allow, name, pyseccomp.Arg(0, pyseccomp.EQ, 0))
+        _add(program, deny, name, pyseccomp.Arg(0, pyseccomp.NE, 0))
     for name, argument, values in (
         ("fcntl", 1, _FCNTL_COMMANDS),
         ("ioctl", 1, _IOCTL_REQUESTS),
         ("prctl", 0, _PRCTL_OPTIONS),
     ):
         for value in values:
-            _add(program, allow, [name], pyseccomp.Arg(argument, pyseccomp.EQ, value))
+            _add(program, allow, name, pyseccomp.Arg(argument, pyseccomp.EQ, value))
     _add(
         program,
         allow,
-        ["socketpair"],
+        "socketpair",
         pyseccomp.Arg(0, pyseccomp.EQ, _AF_UNIX),
         pyseccomp.Arg(1, pyseccomp.MASKED_EQ, _SOCK_TYPE_MASK, _SOCK_STREAM),
     )
     # Without an address a message can only go to the other end of such a pair.
-    _add(program, allow, ["sendto"], pyseccomp.Arg(4, pyseccomp.EQ, 0))
+    _add(program, allow, "sendto", pyseccomp.Arg(4, pyseccomp.EQ, 0))
     return _export(program)
 
 
@@ -174,5 +171,5 @@ def pid_offsets(program: bytes) -> tuple[int, ...]:
     Returns:
         Offsets in bytes; never empty for `code_filter()`.
     """
-    constants = ((offset, struct.unpack_from("=HBBI", program, offset)[3]) for offset in range(0, len(program), 8))
-    return tuple(offset + 4 for offset, constant in constants if constant == _PID_PLACEHOLDER)
+    offsets = range(4, len(program), 8)
+    return tuple(at for at in offsets if struct.unpack_from("=I", program, at)[0] == _PID_PLACEHOLDER)

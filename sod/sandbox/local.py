@@ -97,7 +97,7 @@ class LocalSandbox:
         )
         self._num_workers = num_workers
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._closed = threading.Event()
         self._workers: set[Worker] = set()
         # bubblewrap ends with the thread that started it, so one thread starts them all and outlives them.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="sod-sandbox-starter")
@@ -125,7 +125,7 @@ class LocalSandbox:
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the running workers (of bubblewrap, on this machine)."""
+        """Process ids, on this machine, of the running fork servers."""
         with self._lock:
             return tuple(sorted(worker.pid for worker in self._workers))
 
@@ -154,9 +154,9 @@ class LocalSandbox:
                 )
         if not 0 < timeout_s <= _MAX_TIMEOUT_S:
             raise ValueError(
-                f"LocalSandbox.run: timeout_s is {timeout_s}, wanted more than 0 and at most {_MAX_TIMEOUT_S:g}."
+                f"LocalSandbox.run: timeout_s is {timeout_s}, wanted above 0 and at most {_MAX_TIMEOUT_S:g}."
             )
-        if self._is_closed:
+        if self._closed.is_set():
             raise ValueError("LocalSandbox.run: the sandbox is closed. Make a new one.")
         inputs = [value.encode(errors="surrogatepass") for value in (code, stdin)]
         for name, data in zip(("code", "stdin"), inputs, strict=True):
@@ -176,7 +176,8 @@ class LocalSandbox:
         Returns when no process and no thread of the sandbox is left.
         """
         with self._lock:
-            was_closed, self._is_closed = self._is_closed, True
+            was_closed = self._closed.is_set()
+            self._closed.set()
             for worker in self._workers:
                 worker.kill()
         if was_closed:
@@ -233,7 +234,7 @@ class LocalSandbox:
         """Do what `_start_worker` says, in the thread that outlives the workers."""
         from sod.sandbox.worker import Worker, WorkerLostError, WorkerStartError
 
-        if self._is_closed:
+        if self._closed.is_set():
             raise SandboxUnavailableError("LocalSandbox: it was closed")
         try:
             worker = Worker(self._settings)
@@ -253,7 +254,7 @@ class LocalSandbox:
             )
         with self._lock:
             self._workers.add(worker)
-            if self._is_closed:
+            if self._closed.is_set():
                 worker.kill()
         return worker
 

@@ -20,7 +20,7 @@ _SWITCHES = (
     (
         "/proc/sys/kernel/unprivileged_userns_clone",
         "0",
-        "User namespaces are switched off for ordinary users: `sysctl -w kernel.unprivileged_userns_clone=1`.",
+        "Ordinary users may not make user namespaces: `sysctl -w kernel.unprivileged_userns_clone=1`.",
     ),
     (
         "/proc/sys/user/max_user_namespaces",
@@ -47,7 +47,7 @@ def missing_requirement() -> str | None:
     It starts nothing but `bwrap --version`.
     """
     if not sys.platform.startswith("linux"):
-        return f"the sandbox needs Linux (namespaces and seccomp); this is {sys.platform}. Use a Linux machine."
+        return f"the sandbox needs Linux (namespaces, seccomp); this is {sys.platform}. Use a Linux machine."
     if shutil.which("bwrap") is None:
         return _INSTALL_BUBBLEWRAP
     try:

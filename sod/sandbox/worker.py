@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import tempfile
@@ -90,6 +91,8 @@ class Ending:
 class Worker:
     """One fork server in one sandbox. Not thread-safe, but for `kill`.
 
+    `pid` is the process id of the fork server on the host.
+
     Must be made in a thread that outlives it: the kernel ends bubblewrap with the thread that started it.
 
     Args:
@@ -102,20 +105,19 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self.is_usable = True
+        self._server: int | None = None
         with contextlib.ExitStack() as stack:
             self._errors = stack.enter_context(tempfile.TemporaryFile())
             self._control, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.enter_context(self._control)
             with inside:
-                self._process = _start(settings, inside.fileno(), self._errors)
+                self._process, info = _start(settings, inside.fileno(), self._errors)
             stack.callback(self.close)
+            self.pid = json.loads(info)["child-pid"] if info else 0
+            if self.pid:
+                self._server = os.pidfd_open(self.pid)
             self._greet()
             stack.pop_all()
-
-    @property
-    def pid(self) -> int:
-        """Process id of bubblewrap on the host."""
-        return self._process.pid
 
     def call(self, code: bytes, stdin: bytes, timeout_s: float) -> Ending:
         """Run one piece of code.
@@ -147,18 +149,22 @@ class Worker:
     def kill(self) -> None:
         """Kill the fork server and everything in its sandbox; a call under way raises WorkerLostError."""
         self.is_usable = False
-        # bubblewrap dies, and by --die-with-parent the fork server, pid 1 of its namespace, with all in it.
-        self._process.kill()
-        # Wakes a call that waits for an answer.
-        with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)
+        # As pid 1 of its namespace it takes everything in it along, and bubblewrap ends when it does.
+        if self._server is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._server, signal.SIGKILL)
+        else:
+            self._process.kill()
 
     def close(self) -> None:
-        """Kill and release everything; returns when the process is gone."""
+        """Kill and release everything; returns when the last process is gone."""
         self.kill()
         self._process.wait()
         self._control.close()
         self._errors.close()
+        if self._server is not None:
+            os.close(self._server)
+            self._server = None
 
     def _greet(self) -> None:
         """Send the settings and wait until the fork server is ready."""
@@ -186,8 +192,7 @@ class Worker:
 
     def _said(self) -> str:
         """Return what bubblewrap or the fork server wrote on stderr."""
-        # It has closed its end of the control socket, so its last words are written or will never be.
-        self._process.kill()
+        self.kill()
         self._process.wait()
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace").strip()
@@ -234,7 +239,7 @@ class Worker:
                 self.is_usable = self.is_usable and not message["is_retiring"]
                 if message["reason"]:
                     raise self._lost(has_started=False, reason=message["reason"])
-                return message
+                return dict(message)
         raise self._lost(has_started=has_started, is_overdue=True)
 
     def _ready_descriptors(self, captures: tuple[Capture, Capture], deadline: float) -> Iterator[set[int]]:
@@ -272,26 +277,34 @@ def _memory_file(data: bytes) -> int:
     return fd
 
 
-def _start(settings: WorkerSettings, control_fd: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start bubblewrap with the fork server in it."""
+def _start(
+    settings: WorkerSettings, control_fd: int, errors: IO[bytes]
+) -> tuple[subprocess.Popen[bytes], bytes]:
+    """Start bubblewrap with the fork server in it; return what it says about that, empty if it failed."""
     filter_fd = _memory_file(base_filter())
+    info_fd, their_info_fd = os.pipe()
     try:
         command = bubblewrap_command(
             settings.bubblewrap,
             settings.help_text,
             control_fd=control_fd,
             filter_fd=filter_fd,
+            info_fd=their_info_fd,
             disk_bytes=settings.disk_bytes,
         )
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            pass_fds=(control_fd, filter_fd),
+            pass_fds=(control_fd, filter_fd, their_info_fd),
             start_new_session=True,
         )
     except OSError as error:
+        os.close(info_fd)
         raise WorkerStartError(str(error)) from error
     finally:
         os.close(filter_fd)
+        os.close(their_info_fd)
+    with os.fdopen(info_fd, "rb") as info:
+        return process, info.read()

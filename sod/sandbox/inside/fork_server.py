@@ -4,19 +4,21 @@ It sees neither the code nor its output: the host passes both as descriptors str
 one call cannot find in this process's memory what another call did. Messages on the control socket are JSON,
 one per packet:
 
-    host -> here   {"uid", "memory_bytes", "disk_bytes", "code_filter", "pid_offsets", "paths", "preload"}  once
+    host -> here   {"uid", "memory_bytes", "disk_bytes", "code_filter", "pid_offsets", "paths", "preload"}
     here -> host   {"event": "ready"} | {"event": "failed", "reason"}
-    host -> here   {"timeout_s"} + descriptors: code, stdin, stdout, stderr                                 per call
+    then per call
+    host -> here   {"timeout_s"} + descriptors: code, stdin, stdout, stderr
     here -> host   {"event": "started"}, then
                    {"event": "ended", "reason", "status", "is_timeout", "seconds", "is_retiring"}
 
-`reason` is why the child could not be confined (the code did not run), else empty. `status` is the wait status
-of the child. `is_retiring` says that this server could not clean up and ends.
+`reason` is why the child could not be confined (the code did not run), else empty. `status` is the wait
+status of the child. `is_retiring` says that this server could not clean up and ends.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import gc
 import importlib
 import json
@@ -28,6 +30,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sod.sandbox.inside.confine import Limits, confine, make_unreadable
@@ -36,7 +39,7 @@ from sod.sandbox.inside.user_code import run_and_exit
 _MAX_MESSAGE_BYTES = 1 << 20
 _NUM_DESCRIPTORS = 4
 _MAX_DESCRIPTOR = 1 << 20
-_WRITABLE = ("/work", "/tmp")  # noqa: S108 - a tmpfs of this sandbox alone
+_WRITABLE = (Path("/work"), Path("/tmp"))  # noqa: S108 - a tmpfs of this sandbox alone
 # Above it a new sandbox is cheaper than cleaning this one.
 _MAX_LEFT_ENTRIES = 1000
 
@@ -103,7 +106,7 @@ def _call(control: socket.socket, limits: Limits, timeout_s: float, descriptors:
         os.close(descriptor)
     is_timeout = _wait(control, pid, start + timeout_s)
     status = _kill_all(pid)
-    with open(reason_fd) as file:
+    with os.fdopen(reason_fd) as file:
         reason = file.read()
     return {
         "event": "ended",
@@ -119,7 +122,7 @@ def _be_child(limits: Limits, timeout_s: float, descriptors: list[int], report_f
     """Become the confined process and run the code; never return."""
     try:
         code_fd, *streams = descriptors
-        with open(code_fd, encoding="utf-8", errors="surrogatepass", newline="") as file:
+        with os.fdopen(code_fd, encoding="utf-8", errors="surrogatepass", newline="") as file:
             code = file.read()
         for target, descriptor in enumerate(streams):
             os.dup2(descriptor, target)
@@ -153,10 +156,8 @@ def _wait(control: socket.socket, pid: int, deadline: float) -> bool:
 
 def _kill_all(pid: int) -> int:
     """Kill and reap whatever there is besides this process; return the wait status of the child."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     _, status = os.waitpid(pid, 0)
     while True:
         try:
@@ -173,7 +174,7 @@ def _clean_up() -> bool:
     """
     try:
         for root in _WRITABLE:
-            os.chmod(root, 0o777)
+            root.chmod(0o777)
             with os.scandir(root) as entries:
                 listed = list(entries)
             if len(listed) > _MAX_LEFT_ENTRIES:
@@ -182,7 +183,7 @@ def _clean_up() -> bool:
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path)
                 else:
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink()
             os.utime(root, (0, 0))
     except (OSError, RecursionError):
         return False

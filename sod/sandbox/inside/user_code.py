@@ -1,8 +1,8 @@
 """Run one piece of the user's code in the process that was forked for it."""
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 import atexit
 import linecache
@@ -31,13 +31,13 @@ def run_and_exit(code: str) -> NoReturn:
     Args:
         code: Python source text.
     """
-    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="replace", closefd=False)
     # Line buffering: what was printed before an endless loop or a crash must not be lost.
-    sys.stdout = open(1, "w", buffering=-1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = open(2, "w", buffering=-1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    own_streams = (sys.stdout, sys.stderr)
-    for stream in own_streams:
-        stream.reconfigure(line_buffering=True)
+    own_streams = [
+        os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        for fd in (1, 2)
+    ]
+    sys.stdout, sys.stderr = own_streams
     sys.argv = [""]
     exit_code = 1
     try:
@@ -86,9 +86,9 @@ def _execute(code: str) -> None:
     if isinstance(last, ast.Expr):
         flags = body.co_flags & _FUTURE_FLAGS
         value_code = compile(ast.Expression(last.value), FILE_NAME, "eval", flags=flags, dont_inherit=True)
-    exec(body, module.__dict__)
+    exec(body, module.__dict__)  # noqa: S102 - what this process is for
     if value_code is not None:
-        sys.displayhook(eval(value_code, module.__dict__))
+        sys.displayhook(eval(value_code, module.__dict__))  # noqa: S307 - likewise
 
 
 def _system_exit_code(error: SystemExit) -> int:
