@@ -102,7 +102,7 @@ def _identity(bubblewrap: str, help_text: str) -> list[str]:
 
 def _file_system(disk_bytes: int) -> list[str]:
     """Options that build the root: no `/proc`, no `/sys`, no home, four devices, two writable directories."""
-    options = ["--ro-bind", "/usr", "/usr"]
+    options = ["--ro-bind", "/usr", "/usr", *_open_directory("/etc"), *_open_directory("/dev")]
     for name in ("/bin", "/lib", "/lib32", "/lib64", "/sbin"):
         path = Path(name)
         if path.is_symlink():
@@ -126,11 +126,13 @@ def _file_system(disk_bytes: int) -> list[str]:
 
 def _bind(outside: str, inside: str) -> list[str]:
     """Options that show a directory, read-only, below parents that every user may pass."""
-    options = []
-    # Parents that bubblewrap makes on its own can be closed to other users.
-    for parent in reversed(Path(inside).parents):
-        options += ["--perms", "0755", "--dir", str(parent)]
-    return [*options, "--ro-bind", outside, inside]
+    parents = [word for parent in reversed(Path(inside).parents) for word in _open_directory(str(parent))]
+    return [*parents, "--ro-bind", outside, inside]
+
+
+def _open_directory(inside: str) -> list[str]:
+    """Options that make a directory; those that bubblewrap makes on its own can be closed to other users."""
+    return ["--perms", "0755", "--dir", inside]
 
 
 def _environment() -> list[str]:
