@@ -35,7 +35,11 @@ def tiny_tokenizer(tiny_checkpoint):
 @pytest.fixture
 def tiny_model(tiny_checkpoint):
     """The checkpoint with larger weights, so that probabilities depend visibly on every earlier token."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    return sharpened(AutoModelForCausalLM.from_pretrained(tiny_checkpoint))
+
+
+def sharpened(model):
+    """Multiply the matrices of a model in place."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
