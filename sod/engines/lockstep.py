@@ -153,10 +153,10 @@ class LockstepDecoder:
         others = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)}
         if others:
             # Such a state would take in the padding left of a prompt.
+            name, kinds = type(self._model).__name__, ", ".join(sorted(others))
             raise ModelError(
-                f"HFEngine.rollout: {type(self._model).__name__} keeps a state other than keys and "
-                f"values ({', '.join(sorted(others))}), which batches of growing rows cannot share; use a model with "
-                "attention layers only."
+                f"HFEngine.rollout: {name} keeps a state other than keys and values ({kinds}), which batches "
+                "of growing rows cannot share; use a model with attention layers only."
             )
         return cache
 

@@ -12,7 +12,7 @@ from sod.engines.base import SamplingParams
 from sod.engines.hf import HFEngine
 from sod.errors import ModelError, RolloutError
 from sod.types import StopReason
-from tests.sod.conftest import sharpened
+from tests.sod.tiny import sharpened
 
 STOP = tuple(range(40, 60))
 PROMPTS = [(300,), tuple(range(100, 117)), (7, 7, 9), tuple(range(200, 240)), (5, 6, 7, 8, 9)]
