@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -23,12 +23,10 @@ class LossOutput:
         step_divergence: (S,) mean divergence of each step, nats, detached.
         step_weights: (S,) weight that was applied to each step, detached.
         step_tokens: (S,) int64 tokens of each step.
-        step_divergence_in_loss: (S,) mean over each step's tokens of what the loss adds up, detached; it
-            differs from `step_divergence` where the weights look at another divergence.
     """
 
     loss: Tensor
-    token_sums: Mapping[str, Tensor] = field(default_factory=dict)
+    token_sums: Mapping[str, Tensor]
     step_divergence: Tensor
     step_weights: Tensor
     step_tokens: Tensor

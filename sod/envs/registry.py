@@ -13,12 +13,9 @@ from importlib import import_module
 from typing import Any
 
 from sod.config import EnvironmentSection
-from sod.envs.base import Environment
+from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
 from sod.tools import Tool
-from sod.types import Task
-
-EnvironmentFactory = Callable[[Task], Environment]
 
 
 @dataclass(frozen=True, kw_only=True)
