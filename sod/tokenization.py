@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def tokenize_trajectory(trajectory: Trajectory) -> tuple[TokenSequence, ...]:
     """
     _check_segments(trajectory)
     bounds = [*trajectory.segments, len(trajectory.turns)]
-    return tuple(_lay_out(trajectory, start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(_lay_out(trajectory, start, end) for start, end in pairwise(bounds))
 
 
 def _lay_out(trajectory: Trajectory, start: int, end: int) -> TokenSequence:
@@ -78,7 +79,7 @@ def _check_segments(trajectory: Trajectory) -> None:
     segments, num_turns = tuple(trajectory.segments), len(trajectory.turns)
     if num_turns == 0:
         raise ValueError(f"tokenize_trajectory: trajectory of task {trajectory.task_id!r} has no turns.")
-    is_rising = all(left < right for left, right in zip(segments, segments[1:], strict=False))
+    is_rising = all(left < right for left, right in pairwise(segments))
     if not segments or segments[0] != 0 or not is_rising or segments[-1] >= num_turns:
         raise ValueError(
             f"tokenize_trajectory: segments of task {trajectory.task_id!r} must be rising turn indices that "

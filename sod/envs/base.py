@@ -46,7 +46,7 @@ class Environment(Protocol):
         tools: The tools that the student may call in this attempt.
     """
 
-    tools: "Sequence[Tool]"
+    tools: Sequence[Tool]
 
     def reset(self) -> tuple[Message, ...]:
         """Begin, and return the opening messages (usually those of the task)."""
