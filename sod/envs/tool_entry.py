@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from sod.config import EnvironmentSection
 from sod.config_schema import Above, AtLeast
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry
 from sod.envs.tool_env import ToolEnvironment
 from sod.errors import ConfigError
-from sod.rewards import reward_function
+from sod.rewards import Reward, reward_function
 from sod.sandbox import LocalSandbox
 from sod.tools import Tool, python_tool, tool
 from sod.types import Task
@@ -40,19 +40,41 @@ class ToolsSection(EnvironmentSection):
 
 def build(section: ToolsSection) -> BuiltEnvironment:
     """Build the environment; the sandbox is started only where the Python tool is on offer."""
-    tools = tuple(_tool(name, section) for name in section.tools)
-    reward = reward_function(section.reward)
+    return tool_environment(
+        [_tool(name, section) for name in section.tools],
+        section.reward,
+        success_threshold=section.success_threshold,
+        max_errors_in_a_row=section.max_errors_in_a_row,
+    )
+
+
+def tool_environment(
+    tools: Sequence[Tool | Callable[..., Any]],
+    reward: Reward | str,
+    *,
+    success_threshold: float = 1.0,
+    max_errors_in_a_row: int | None = None,
+) -> BuiltEnvironment:
+    """Make the standard environment from tools and a reward.
+
+    Args:
+        tools: Tools, or plain functions with type hints and a docstring.
+        reward: Name of a reward, or a function (task, text) -> float.
+        success_threshold: Reward from which on a trajectory counts as solved.
+        max_errors_in_a_row: Turns in a row with an error before a trajectory is ended; None for no limit.
+
+    Returns:
+        The environment.
+    """
+    made = tuple(one if isinstance(one, Tool) else tool(one) for one in tools)
+    score = reward_function(reward) if isinstance(reward, str) else reward
 
     def factory(task: Task) -> ToolEnvironment:
         return ToolEnvironment(
-            task,
-            tools,
-            reward,
-            success_threshold=section.success_threshold,
-            max_errors_in_a_row=section.max_errors_in_a_row,
+            task, made, score, success_threshold=success_threshold, max_errors_in_a_row=max_errors_in_a_row
         )
 
-    return BuiltEnvironment(factory=factory, tools=tools)
+    return BuiltEnvironment(factory=factory, tools=made)
 
 
 def _tool(name: str, section: ToolsSection) -> Tool:
