@@ -50,6 +50,5 @@ def test_a_file_that_lost_rows_is_refused(tmp_path):
 def test_a_write_that_fails_says_what_to_do():
     wanted = r"/dev/full cannot be written: .*Free disk space"
     with pytest.raises(CheckpointError, match=wanted), JsonLines(Path("/dev/full")) as lines:
-
         lines.write({"a": 1})
         lines.flush()

@@ -44,7 +44,9 @@ def test_schedule_rises_then_falls_to_the_final_fraction(schedule, middle, last)
 
 def test_a_warm_up_as_long_as_the_run_leaves_no_room_to_divide_by():
     section = AdamWSection(schedule="linear", warmup_updates=3)
-    assert [learning_rate_scale(section, update, 3) for update in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [learning_rate_scale(section, update, 3) for update in range(3)] == pytest.approx(
+        [1 / 3, 2 / 3, 1]
+    )
 
 
 def test_muon_takes_the_matrices_inside_the_layers_alone():
