@@ -13,7 +13,7 @@ _INSTALL_BUBBLEWRAP = (
     "`apt-get install bubblewrap` (Debian, Ubuntu) or `dnf install bubblewrap` (Fedora, RHEL)."
 )
 _OLD_BUBBLEWRAP = (
-    "bubblewrap is older than 0.7 and cannot limit the size of a tmpfs (`--size`). Install a newer one: "
+    "bubblewrap is too old: it cannot limit the size of a tmpfs (`--size`). Install a newer one: "
     "Debian 12 and Ubuntu 24.04 have it."
 )
 _INSTALL_LIBSECCOMP = (

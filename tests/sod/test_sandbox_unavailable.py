@@ -32,9 +32,7 @@ def test_old_bubblewrap_is_told(monkeypatch, tmp_path):
     fake.write_text("#!/bin/sh\necho '--tmpfs DEST'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert (
-        "LocalSandbox: bubblewrap is older than 0.7 and cannot limit the size of a tmpfs" in sandbox_problem()
-    )
+    assert "LocalSandbox: bubblewrap is too old: it cannot limit the size of a tmpfs" in sandbox_problem()
 
 
 def test_another_system_is_named(monkeypatch):
