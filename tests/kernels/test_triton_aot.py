@@ -1,0 +1,78 @@
+"""The kernels compiled for GPUs that are not here, in processes of their own that do not interpret."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.aot
+
+MODULE = [sys.executable, "-m", "sod_kernels.triton.aot"]
+BAD_CONFIGURATION = """
+import json, torch
+from sod_kernels.triton import aot
+from sod_kernels.triton.config import LaunchConfig, SweepConfig
+
+wide = SweepConfig(block_size=8192, lanes=32, splits=1, num_warps=1)
+config = LaunchConfig(forward=wide, backward=wide)
+chosen = [v for v in aot.variants(config, torch.float32) if v.name == "first_sweep-reverse_kl"]
+binary = aot.compile_variant(chosen[0], "sm_90", "float32")
+print(json.dumps(aot.violations(chosen[0], "sm_90", binary)))
+# Rows that start at any element leave nothing to load in 128 bits.
+small = SweepConfig(block_size=1024, lanes=256, splits=1, num_warps=8)
+odd = aot.variants(LaunchConfig(forward=small, backward=small), torch.float32, vocab_size=1031)
+chosen = [v for v in odd if v.name == "backward-reverse_kl"]
+binary = aot.compile_variant(chosen[0], "sm_90", "float32")
+print(json.dumps(aot.violations(chosen[0], "sm_90", binary)))
+"""
+
+
+def run(command, environment):
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def parse(output):
+    """One dict per binary, keyed by the table's heads."""
+    heads, *lines, _ = [line.split(maxsplit=8) for line in output.splitlines()]
+    return [dict(zip(heads, line, strict=True)) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("sm_80", "float32"), ("sm_90", "bfloat16"), ("sm_100", "bfloat16"), ("gfx942", "float16")],
+)
+def test_table_fits_the_budgets(target, dtype, clean_environment):
+    result = run([*MODULE, "--target", target, "--dtype", dtype], clean_environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = parse(result.stdout)
+    names = {row["kernel"] for row in rows}
+    assert {(row["target"], row["dtype"]) for row in rows} == {(target, dtype)}
+    for sweep in ("first_sweep", "second_sweep", "backward"):
+        assert {f"{sweep}-reverse_kl", f"{sweep}-forward_kl"} <= names
+    assert {"second_sweep-jsd", "backward-jsd", "backward-forward_kl-floor", "step_sums"} <= names
+    assert len(rows) == len(names) == 17
+    for row in rows:
+        assert row["verdict"] == "ok"
+        assert int(row["spills"]) == 0
+        # The table says so itself; the numbers are checked again in case its budgets are ever loosened.
+        assert 0 < int(row["registers"]) <= 128
+        assert int(row["shared"]) <= 16_384
+        if "sweep" in row["kernel"] or "backward" in row["kernel"]:
+            assert int(row["loads128"]) >= 2
+
+
+def test_bad_configuration_is_caught(clean_environment):
+    result = run([sys.executable, "-c", BAD_CONFIGURATION], clean_environment)
+    assert result.returncode == 0, result.stderr
+    spilling, unaligned = (json.loads(line) for line in result.stdout.splitlines())
+    assert any(phrase.startswith("spills") for phrase in spilling)
+    assert any(phrase.startswith("registers 255 > 128") for phrase in spilling)
+    assert any(phrase.startswith("128-bit stores") for phrase in unaligned)
+
+
+def test_refuses_to_run_under_the_interpreter(clean_environment):
+    result = run(MODULE, {**clean_environment, "TRITON_INTERPRET": "1"})
+    assert result.returncode == 2
+    assert "TRITON_INTERPRET is set" in result.stderr
