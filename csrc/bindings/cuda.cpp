@@ -14,8 +14,8 @@ namespace {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string("native CUDA backend, ") + what + ": " + cudaGetErrorName(error) + ": " +
-                           cudaGetErrorString(error));
+  throw std::runtime_error(std::string("native CUDA backend, ") + what + ": " + cudaGetErrorName(error) +
+                           ": " + cudaGetErrorString(error));
 }
 
 // The caller's device is current inside, and the previous one again afterwards.
@@ -37,22 +37,25 @@ class DeviceGuard {
   bool is_changed_ = false;
 };
 
-cudaStream_t stream_at(std::uintptr_t address) { return reinterpret_cast<cudaStream_t>(address); }
+cudaStream_t stream_at(std::uintptr_t address) {
+  return reinterpret_cast<cudaStream_t>(address);
+}
 
 void forward(const sod::bindings::Inputs& inputs, const sod::bindings::Outputs& outputs, int device,
              std::uintptr_t stream) {
   const py::gil_scoped_release release;
   const DeviceGuard guard(device);
-  check(sod::cuda::forward(inputs.student, inputs.teacher, inputs.problem, outputs.outputs, stream_at(stream)),
-        "forward");
+  check(
+      sod::cuda::forward(inputs.student, inputs.teacher, inputs.problem, outputs.outputs, stream_at(stream)),
+      "forward");
 }
 
 void backward(const sod::bindings::Inputs& inputs, const sod::bindings::Upstream& upstream, int device,
               std::uintptr_t stream) {
   const py::gil_scoped_release release;
   const DeviceGuard guard(device);
-  check(sod::cuda::backward(inputs.student, inputs.teacher, inputs.problem, upstream.inputs, upstream.gradient,
-                            stream_at(stream)),
+  check(sod::cuda::backward(inputs.student, inputs.teacher, inputs.problem, upstream.inputs,
+                            upstream.gradient, stream_at(stream)),
         "backward");
 }
 
@@ -60,7 +63,8 @@ void backward(const sod::bindings::Inputs& inputs, const sod::bindings::Upstream
 std::string probe() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error != cudaSuccess) return std::string("No CUDA device can be used: ") + cudaGetErrorString(error) + ".";
+  if (error != cudaSuccess)
+    return std::string("No CUDA device can be used: ") + cudaGetErrorString(error) + ".";
   return count > 0 ? "" : "No CUDA device can be used: the driver reports none.";
 }
 

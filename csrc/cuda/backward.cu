@@ -5,7 +5,8 @@
 namespace sod::cuda {
 namespace {
 
-// ---- kernels ------------------------------------------------------------------------------------------------
+// ---- kernels
+// ------------------------------------------------------------------------------------------------
 
 template <int width, class T>
 __device__ Normaliser restore_normaliser(float log_sum_exp, const T* row, const Problem& problem,
@@ -65,11 +66,12 @@ __device__ void fill_zeros(T* out, std::int64_t size) {
   });
 }
 
-// One block per row. Reads the row pair once and writes the gradient once; rows of no step, and rows that nothing
-// depends on, are only written.
+// One block per row. Reads the row pair once and writes the gradient once; rows of no step, and rows that
+// nothing depends on, are only written.
 template <class T, Divergence divergence, int width>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) backward_kernel(
-    Logits student_logits, Logits teacher_logits, Problem problem, BackwardInputs inputs, Gradient gradient) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    backward_kernel(Logits student_logits, Logits teacher_logits, Problem problem, BackwardInputs inputs,
+                    Gradient gradient) {
   __shared__ Shared shared;
   const std::int64_t row = blockIdx.x;
   T* out = static_cast<T*>(gradient.data) + row * gradient.width;
@@ -117,11 +119,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) backward_kernel
   out[id] = from_float<T>(shared_part + static_cast<float>(upstream.log_prob / problem.temperature));
 }
 
-// ---- launchers ----------------------------------------------------------------------------------------------
+// ---- launchers
+// ----------------------------------------------------------------------------------------------
 
 template <class T, Divergence divergence>
-void launch(const Logits& student, const Logits& teacher, const Problem& problem, const BackwardInputs& inputs,
-            const Gradient& gradient, cudaStream_t stream) {
+void launch(const Logits& student, const Logits& teacher, const Problem& problem,
+            const BackwardInputs& inputs, const Gradient& gradient, cudaStream_t stream) {
   const unsigned rows = static_cast<unsigned>(problem.batch * problem.time);
   if (is_aligned<T>(student.data, student.stride_batch, student.stride_time) &&
       is_aligned<T>(teacher.data, teacher.stride_batch, teacher.stride_time) &&
@@ -135,8 +138,8 @@ void launch(const Logits& student, const Logits& teacher, const Problem& problem
 }
 
 template <class T>
-void launch(const Logits& student, const Logits& teacher, const Problem& problem, const BackwardInputs& inputs,
-            const Gradient& gradient, cudaStream_t stream) {
+void launch(const Logits& student, const Logits& teacher, const Problem& problem,
+            const BackwardInputs& inputs, const Gradient& gradient, cudaStream_t stream) {
   switch (problem.divergence) {
     case Divergence::kReverseKL:
       return launch<T, Divergence::kReverseKL>(student, teacher, problem, inputs, gradient, stream);

@@ -57,11 +57,9 @@ def _demangle(names: Sequence[str]) -> list[str]:
     if tool is None:
         return list(names)
     text = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    # The argument list says nothing that the template arguments do not.
-    return [
-        re.sub(r"\(.*?namespace\)::|sod::cuda::|\(sod::Logits.*$|\(sod::Problem.*$", "", line).strip()
-        for line in text.splitlines()
-    ]
+    # The parameter list says nothing that the template arguments do not.
+    noise = re.compile(r"\(anonymous namespace\)::|sod::cuda::|\(sod::(?:Logits|Problem).*$")
+    return [noise.sub("", line).strip() for line in text.splitlines()]
 
 
 def parse_usage(report: str) -> list[KernelUsage]:
@@ -78,7 +76,6 @@ def parse_usage(report: str) -> list[KernelUsage]:
         if match := _ENTRY.search(line):
             found.append(match.groupdict())
         elif found and ((match := _SPILLS.search(line)) or (match := _USED.search(line))):
-            # Functions of the same object may report stack frames before the first kernel's own; last one counts.
             found[-1].update({key: value for key, value in match.groupdict().items() if value is not None})
     names = _demangle([entry["name"] for entry in found])
     return [
@@ -145,9 +142,8 @@ def main() -> int:
     usage = compile_kernels(nvcc)
     print(f"{'arch':>6} {'registers':>9} {'shared':>7} {'spilled':>8}  kernel")
     for entry in usage:
-        print(
-            f"{'sm_' + entry.arch:>6} {entry.registers:>9} {entry.shared_bytes:>7} {entry.spill_bytes:>8}  {entry.kernel}"
-        )
+        figures = f"{entry.registers:>9} {entry.shared_bytes:>7} {entry.spill_bytes:>8}"
+        print(f"{'sm_' + entry.arch:>6} {figures}  {entry.kernel}")
     return int(any(entry.spill_bytes > 0 for entry in usage))
 
 

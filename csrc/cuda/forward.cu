@@ -6,7 +6,8 @@
 namespace sod::cuda {
 namespace {
 
-// ---- kernels ------------------------------------------------------------------------------------------------
+// ---- kernels
+// ------------------------------------------------------------------------------------------------
 
 struct RowForward {
   RowResult result;
@@ -14,7 +15,8 @@ struct RowForward {
   Normaliser teacher;
 };
 
-// KL either way: one sweep with a running maximum per thread, after one over the floored side if there is a floor.
+// KL either way: one sweep with a running maximum per thread, after one over the floored side if there is a
+// floor.
 template <WeightedBy weighting, int width, class T>
 __device__ RowForward kl_row(const T* student, const T* teacher, const Problem& problem, Exponent exponent,
                              Shared& shared) {
@@ -22,7 +24,8 @@ __device__ RowForward kl_row(const T* student, const T* teacher, const Problem& 
   if (floor != -static_cast<double>(kInfinity)) {
     const T* floored = weighting == WeightedBy::kStudent ? teacher : student;
     const SoftmaxState<double> state = sweep_softmax<width>(floored, problem.vocab_size, exponent, shared);
-    floor = floor_in_logits(make_normaliser(state.max, state.sum, problem.temperature), floor, problem.temperature);
+    floor = floor_in_logits(make_normaliser(state.max, state.sum, problem.temperature), floor,
+                            problem.temperature);
   }
   PairState<float> state;
   for_each_pack<width>(problem.vocab_size, [&](std::int64_t start, auto entries) {
@@ -62,8 +65,10 @@ template <int width, class T>
 __device__ RowForward jsd_row(const T* student, const T* teacher, const Problem& problem, Exponent exponent,
                               Shared& shared) {
   const double temperature = problem.temperature;
-  const SoftmaxState<double> student_state = sweep_softmax<width>(student, problem.vocab_size, exponent, shared);
-  const SoftmaxState<double> teacher_state = sweep_softmax<width>(teacher, problem.vocab_size, exponent, shared);
+  const SoftmaxState<double> student_state =
+      sweep_softmax<width>(student, problem.vocab_size, exponent, shared);
+  const SoftmaxState<double> teacher_state =
+      sweep_softmax<width>(teacher, problem.vocab_size, exponent, shared);
   const Normaliser student_normaliser = make_normaliser(student_state.max, student_state.sum, temperature);
   const Normaliser teacher_normaliser = make_normaliser(teacher_state.max, teacher_state.sum, temperature);
   const Mixture mixture = make_mixture(problem.beta, student_normaliser, teacher_normaliser);
@@ -98,8 +103,8 @@ __device__ void write_row(const ForwardOutputs& outputs, const Problem& problem,
   outputs.kl_aux[row] = forward.result.kl_aux;
   if (problem.sampled_ids == nullptr) return;
   const std::int64_t id = problem.sampled_ids[row];
-  const SampledLogProbs sampled = sampled_log_probs(to_float(student[id]), to_float(teacher[id]), forward.student,
-                                                    forward.teacher, problem);
+  const SampledLogProbs sampled = sampled_log_probs(to_float(student[id]), to_float(teacher[id]),
+                                                    forward.student, forward.teacher, problem);
   outputs.student_log_probs[row] = sampled.student;
   outputs.teacher_log_probs[row] = sampled.teacher;
 }
@@ -110,11 +115,11 @@ __device__ void write_zeros(const ForwardOutputs& outputs, bool is_sampled, std:
   if (is_sampled) outputs.student_log_probs[row] = outputs.teacher_log_probs[row] = 0;
 }
 
-// One block per row. Reads the row pair once (JSD: twice), keeps five sums per thread, writes seven floats. Rows
-// of no step cost one load of their step id.
+// One block per row. Reads the row pair once (JSD: twice), keeps five sums per thread, writes seven floats.
+// Rows of no step cost one load of their step id.
 template <class T, Divergence divergence, int width>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) forward_kernel(
-    Logits student_logits, Logits teacher_logits, Problem problem, ForwardOutputs outputs) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    forward_kernel(Logits student_logits, Logits teacher_logits, Problem problem, ForwardOutputs outputs) {
   __shared__ Shared shared;
   const std::int64_t row = blockIdx.x;
   if (problem.step_ids[row] < 0) {
@@ -135,8 +140,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) forward_kernel(
   if (threadIdx.x == 0) write_row(outputs, problem, row, forward, student, teacher);
 }
 
-// One block per step: its threads walk over all rows, each adding those of the step in row order, and are then
-// added up in a fixed order. Reads the step ids once per step.
+// One block per step: its threads walk over all rows, each adding those of the step in row order, and are
+// then added up in a fixed order. Reads the step ids once per step.
 __global__ void __launch_bounds__(kThreads) step_sums_kernel(Problem problem, ForwardOutputs outputs) {
   __shared__ Shared shared;
   const std::int64_t step = blockIdx.x;
@@ -151,11 +156,12 @@ __global__ void __launch_bounds__(kThreads) step_sums_kernel(Problem problem, Fo
   }
 }
 
-// ---- launchers ----------------------------------------------------------------------------------------------
+// ---- launchers
+// ----------------------------------------------------------------------------------------------
 
 template <class T, Divergence divergence>
-void launch(const Logits& student, const Logits& teacher, const Problem& problem, const ForwardOutputs& outputs,
-            cudaStream_t stream) {
+void launch(const Logits& student, const Logits& teacher, const Problem& problem,
+            const ForwardOutputs& outputs, cudaStream_t stream) {
   const unsigned rows = static_cast<unsigned>(problem.batch * problem.time);
   if (is_aligned<T>(student.data, student.stride_batch, student.stride_time) &&
       is_aligned<T>(teacher.data, teacher.stride_batch, teacher.stride_time)) {
@@ -167,8 +173,8 @@ void launch(const Logits& student, const Logits& teacher, const Problem& problem
 }
 
 template <class T>
-void launch(const Logits& student, const Logits& teacher, const Problem& problem, const ForwardOutputs& outputs,
-            cudaStream_t stream) {
+void launch(const Logits& student, const Logits& teacher, const Problem& problem,
+            const ForwardOutputs& outputs, cudaStream_t stream) {
   switch (problem.divergence) {
     case Divergence::kReverseKL:
       return launch<T, Divergence::kReverseKL>(student, teacher, problem, outputs, stream);

@@ -72,7 +72,8 @@ struct Width {
   static constexpr int value = width;
 };
 
-// Calls visit(start, Width) for this thread's packs of a row: packs of `width`, then single entries for the rest.
+// Calls visit(start, Width) for this thread's packs of a row: packs of `width`, then single entries for the
+// rest.
 template <int width, class Visit>
 __device__ __forceinline__ void for_each_pack(std::int64_t size, Visit visit) {
   const std::int64_t whole = size / width * width;
@@ -85,7 +86,8 @@ __device__ __forceinline__ void for_each_pack(std::int64_t size, Visit visit) {
   }
 }
 
-// ---- reductions: every thread gets the result, added up in the same order every time ------------------------
+// ---- reductions: every thread gets the result, added up in the same order every time
+// ------------------------
 
 template <class Real, class Combine>
 __device__ __forceinline__ Real reduce(Real value, Combine combine, Real* shared) {
@@ -139,7 +141,8 @@ __device__ inline SoftmaxState<double> reduce(SoftmaxState<float> state, Exponen
 
 // One row's log-sum-exp and moment, by the whole block.
 template <int width, class T>
-__device__ SoftmaxState<double> sweep_softmax(const T* row, std::int64_t size, Exponent exponent, Shared& shared) {
+__device__ SoftmaxState<double> sweep_softmax(const T* row, std::int64_t size, Exponent exponent,
+                                              Shared& shared) {
   SoftmaxState<float> state;
   for_each_pack<width>(size, [&](std::int64_t start, auto entries) {
     constexpr int n = decltype(entries)::value;

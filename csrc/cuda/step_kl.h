@@ -1,5 +1,5 @@
-// The CUDA library. Everything runs on the caller's stream: no synchronisation, no allocation, capturable in a
-// graph. Kernels never use floating-point atomics, so results repeat bit by bit.
+// The CUDA library. Everything runs on the caller's stream: no synchronisation, no allocation, capturable in
+// a graph. Kernels never use floating-point atomics, so results repeat bit by bit.
 #pragma once
 
 #include <cuda_runtime_api.h>

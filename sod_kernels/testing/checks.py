@@ -44,7 +44,7 @@ def assert_error_relative(
         exact: The truth in float64, same shape.
         plain: Plain torch's result, same shape.
         dtype: Its rounding unit, times (1 + the largest true value), is the additive tolerance.
-        saved_rounding: Error that the values saved between the sweeps bring with them, added to the tolerance.
+        saved_rounding: Error that values saved between the sweeps bring along, added to the tolerance.
 
     Raises:
         AssertionError: If the result is worse than allowed; says by how much and where.
