@@ -55,8 +55,9 @@ inline Outputs make_outputs(std::uintptr_t token_kl, std::uintptr_t student_log_
 
 inline Upstream make_upstream(std::uintptr_t grad_token_kl, std::uintptr_t grad_student_log_probs,
                               std::uintptr_t grad_student_entropy, std::uintptr_t student_lse,
-                              std::uintptr_t teacher_lse, std::uintptr_t kl_aux, std::uintptr_t student_entropy,
-                              std::uintptr_t grad_student_logits, std::int64_t width) {
+                              std::uintptr_t teacher_lse, std::uintptr_t kl_aux,
+                              std::uintptr_t student_entropy, std::uintptr_t grad_student_logits,
+                              std::int64_t width) {
   return {{pointer<float>(grad_token_kl), pointer<float>(grad_student_log_probs),
            pointer<float>(grad_student_entropy), pointer<float>(student_lse), pointer<float>(teacher_lse),
            pointer<float>(kl_aux), pointer<float>(student_entropy)},
@@ -67,9 +68,10 @@ inline void define_arguments(py::module_& module) {
   using py::arg;
   py::class_<Inputs>(module, "Inputs", py::module_local())
       .def(py::init(&make_inputs), py::kw_only(), arg("student"), arg("student_stride_batch"),
-           arg("student_stride_time"), arg("teacher"), arg("teacher_stride_batch"), arg("teacher_stride_time"),
-           arg("dtype"), arg("batch"), arg("time"), arg("vocab_size"), arg("divergence"), arg("beta"),
-           arg("temperature"), arg("min_log_prob"), arg("step_ids"), arg("sampled_ids"));
+           arg("student_stride_time"), arg("teacher"), arg("teacher_stride_batch"),
+           arg("teacher_stride_time"), arg("dtype"), arg("batch"), arg("time"), arg("vocab_size"),
+           arg("divergence"), arg("beta"), arg("temperature"), arg("min_log_prob"), arg("step_ids"),
+           arg("sampled_ids"));
   py::class_<Outputs>(module, "Outputs", py::module_local())
       .def(py::init(&make_outputs), py::kw_only(), arg("token_kl"), arg("student_log_probs"),
            arg("teacher_log_probs"), arg("student_entropy"), arg("student_lse"), arg("teacher_lse"),

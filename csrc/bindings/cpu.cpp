@@ -1,4 +1,5 @@
-// Python module sod_kernels.native._cpu: addresses, sizes and strides as integers, checked by its Python caller.
+// Python module sod_kernels.native._cpu: addresses, sizes and strides as integers, checked by its Python
+// caller.
 #include <pybind11/pybind11.h>
 
 #include "bindings/arguments.h"
@@ -24,7 +25,8 @@ void backward(const sod::bindings::Inputs& inputs, const sod::bindings::Upstream
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "Step-aware KL on the CPU.";
   sod::bindings::define_arguments(module);
-  module.def("forward", &forward, py::arg("inputs"), py::arg("outputs"), py::kw_only(), py::arg("num_threads"));
+  module.def("forward", &forward, py::arg("inputs"), py::arg("outputs"), py::kw_only(),
+             py::arg("num_threads"));
   module.def("backward", &backward, py::arg("inputs"), py::arg("upstream"), py::kw_only(),
              py::arg("num_threads"));
   module.def("has_threads", &sod::cpu::has_threads);

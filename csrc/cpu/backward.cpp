@@ -15,8 +15,9 @@ Normaliser restore_normaliser(float log_sum_exp, const T* row, const Problem& pr
 }
 
 template <class T>
-void sweep_gradient(const T* student, const T* teacher, T* out, const Problem& problem, const GradientRow& row,
-                    bool with_divergence, std::int64_t sampled_id, float onehot, Exponent exponent) {
+void sweep_gradient(const T* student, const T* teacher, T* out, const Problem& problem,
+                    const GradientRow& row, bool with_divergence, std::int64_t sampled_id, float onehot,
+                    Exponent exponent) {
   Scratch student_scratch, teacher_scratch, gradient;
   const T* second = with_divergence ? teacher : nullptr;
   for_each_block(student, second, problem.vocab_size, [&](std::int64_t start, std::int64_t n) {
@@ -45,7 +46,8 @@ void sweep_gradient(const T* student, const T* teacher, T* out, const Problem& p
 
 template <class T>
 void process_row(const Logits& student_logits, const Logits& teacher_logits, const Problem& problem,
-                 const BackwardInputs& inputs, const Gradient& gradient, std::int64_t row, Exponent exponent) {
+                 const BackwardInputs& inputs, const Gradient& gradient, std::int64_t row,
+                 Exponent exponent) {
   T* out = static_cast<T*>(gradient.data) + row * gradient.width;
   const bool is_sampled = problem.sampled_ids != nullptr;
   const bool is_active = problem.step_ids[row] >= 0;
@@ -66,7 +68,8 @@ void process_row(const Logits& student_logits, const Logits& teacher_logits, con
   const bool with_divergence = has_divergence_gradient(upstream.token_kl, kl_aux);
   SavedRow saved{restore_normaliser(inputs.student_lse[row], student, problem, exponent),
                  saved_normaliser(0.0f, 1.0), kl_aux, static_cast<double>(inputs.student_entropy[row])};
-  if (with_divergence) saved.teacher = restore_normaliser(inputs.teacher_lse[row], teacher, problem, exponent);
+  if (with_divergence)
+    saved.teacher = restore_normaliser(inputs.teacher_lse[row], teacher, problem, exponent);
   const GradientRow coefficients = make_gradient_row(saved, upstream, with_divergence, problem);
   const std::int64_t sampled_id = is_sampled ? problem.sampled_ids[row] : -1;
   sweep_gradient(student, teacher, out, problem, coefficients, with_divergence, sampled_id,
@@ -77,8 +80,8 @@ void process_row(const Logits& student_logits, const Logits& teacher_logits, con
 
 }  // namespace
 
-void backward(const Logits& student, const Logits& teacher, const Problem& problem, const BackwardInputs& inputs,
-              const Gradient& gradient, int num_threads) {
+void backward(const Logits& student, const Logits& teacher, const Problem& problem,
+              const BackwardInputs& inputs, const Gradient& gradient, int num_threads) {
   const Exponent exponent = make_exponent(problem.temperature);
   const std::int64_t rows = problem.batch * problem.time;
   with_row_type(problem.dtype, [&](auto* type) {

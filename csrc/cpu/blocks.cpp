@@ -118,8 +118,8 @@ SOD_CLONES JSDBlock sum_jsd(const float* student, const float* teacher, std::int
   return {divergence, student_weight, student_log_ratio};
 }
 
-SOD_CLONES void student_gradients(const float* student, float* gradient, std::int64_t n, const GradientRow& row,
-                                  Exponent exponent) {
+SOD_CLONES void student_gradients(const float* student, float* gradient, std::int64_t n,
+                                  const GradientRow& row, Exponent exponent) {
   const GradientRow r = row;
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
@@ -127,8 +127,8 @@ SOD_CLONES void student_gradients(const float* student, float* gradient, std::in
   }
 }
 
-SOD_CLONES void reverse_kl_gradients(const float* student, const float* teacher, float* gradient, std::int64_t n,
-                                     const GradientRow& row, Exponent exponent) {
+SOD_CLONES void reverse_kl_gradients(const float* student, const float* teacher, float* gradient,
+                                     std::int64_t n, const GradientRow& row, Exponent exponent) {
   const GradientRow r = row;
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
@@ -136,8 +136,8 @@ SOD_CLONES void reverse_kl_gradients(const float* student, const float* teacher,
   }
 }
 
-SOD_CLONES void forward_kl_gradients(const float* student, const float* teacher, float* gradient, std::int64_t n,
-                                     const GradientRow& row, Exponent exponent) {
+SOD_CLONES void forward_kl_gradients(const float* student, const float* teacher, float* gradient,
+                                     std::int64_t n, const GradientRow& row, Exponent exponent) {
   const GradientRow r = row;
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {

@@ -1,7 +1,8 @@
 // The leaf loops: everything that touches a vocabulary entry on the CPU, one block that fits L1 at a time.
 //
-// A block is widened to float first, so the mathematics exists once, for float. Sums inside a block are float in
-// every vector lane and go to double between blocks. Each function is cloned for AVX-512, AVX2 and the baseline.
+// A block is widened to float first, so the mathematics exists once, for float. Sums inside a block are float
+// in every vector lane and go to double between blocks. Each function is cloned for AVX-512, AVX2 and the
+// baseline.
 #pragma once
 
 #include <cstdint>

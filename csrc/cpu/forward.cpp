@@ -124,8 +124,8 @@ void sum_steps(const Problem& problem, const ForwardOutputs& outputs) {
 
 }  // namespace
 
-void forward(const Logits& student, const Logits& teacher, const Problem& problem, const ForwardOutputs& outputs,
-             int num_threads) {
+void forward(const Logits& student, const Logits& teacher, const Problem& problem,
+             const ForwardOutputs& outputs, int num_threads) {
   const Exponent exponent = make_exponent(problem.temperature);
   with_row_type(problem.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

@@ -22,10 +22,16 @@ struct alignas(64) Scratch {
   float values[kBlock];
 };
 
-inline const std::uint16_t* bits_of(const BFloat16* x) { return &x->bits; }
-inline const std::uint16_t* bits_of(const Float16* x) { return &x->bits; }
+inline const std::uint16_t* bits_of(const BFloat16* x) {
+  return &x->bits;
+}
+inline const std::uint16_t* bits_of(const Float16* x) {
+  return &x->bits;
+}
 
-inline const float* widen(const float* x, Scratch&, std::int64_t) { return x; }
+inline const float* widen(const float* x, Scratch&, std::int64_t) {
+  return x;
+}
 inline const float* widen(const BFloat16* x, Scratch& scratch, std::int64_t n) {
   widen_bfloat16(bits_of(x), scratch.values, n);
   return scratch.values;
@@ -41,7 +47,9 @@ struct Block {
   float max;
 };
 
-inline Block read_block(const float* x, Scratch&, std::int64_t n) { return {x, largest(x, n)}; }
+inline Block read_block(const float* x, Scratch&, std::int64_t n) {
+  return {x, largest(x, n)};
+}
 inline Block read_block(const BFloat16* x, Scratch& scratch, std::int64_t n) {
   return {scratch.values, largest_of_bfloat16(bits_of(x), scratch.values, n)};
 }
@@ -49,11 +57,19 @@ inline Block read_block(const Float16* x, Scratch& scratch, std::int64_t n) {
   return {scratch.values, largest_of_float16(bits_of(x), scratch.values, n)};
 }
 
-inline float widen_one(const float* x) { return *x; }
-inline float widen_one(const BFloat16* x) { return float_from_bfloat16(x->bits); }
-inline float widen_one(const Float16* x) { return float_from_float16(x->bits); }
+inline float widen_one(const float* x) {
+  return *x;
+}
+inline float widen_one(const BFloat16* x) {
+  return float_from_bfloat16(x->bits);
+}
+inline float widen_one(const Float16* x) {
+  return float_from_float16(x->bits);
+}
 
-inline void store(const float* gradient, float* out, std::int64_t n) { store_float32(gradient, out, n); }
+inline void store(const float* gradient, float* out, std::int64_t n) {
+  store_float32(gradient, out, n);
+}
 inline void store(const float* gradient, BFloat16* out, std::int64_t n) {
   store_bfloat16(gradient, &out->bits, n);
 }
@@ -85,12 +101,13 @@ SoftmaxState<double> sweep_softmax(const T* row, std::int64_t size, Exponent exp
   return state;
 }
 
-// Runs work(row) for every row. Rows differ in cost (those of no step are nearly free), so they are handed out in
-// small bunches; which thread takes a row never changes its result.
+// Runs work(row) for every row. Rows differ in cost (those of no step are nearly free), so they are handed
+// out in small bunches; which thread takes a row never changes its result.
 template <class Work>
 void for_each_row(std::int64_t rows, std::int64_t row_size, int num_threads, Work work) {
   constexpr std::int64_t kEntriesPerBunch = 32768;
-  const std::int64_t bunch = std::max<std::int64_t>(1, kEntriesPerBunch / std::max<std::int64_t>(1, row_size));
+  const std::int64_t bunch =
+      std::max<std::int64_t>(1, kEntriesPerBunch / std::max<std::int64_t>(1, row_size));
   (void)bunch;
   (void)num_threads;
 #pragma omp parallel for schedule(dynamic, bunch) num_threads(num_threads)

@@ -21,8 +21,8 @@ inline void expect_close(double got, double wanted, double tolerance, const char
   const double error = std::fabs(got - wanted) / std::fmax(std::fabs(wanted), 1e-30);
   if (is_same || error <= tolerance) return;
   ++failures;
-  std::printf("%s:%d: %s: got %.17g, wanted %.17g, relative error %.3g > %.3g\n", file, line, what, got, wanted,
-              error, tolerance);
+  std::printf("%s:%d: %s: got %.17g, wanted %.17g, relative error %.3g > %.3g\n", file, line, what, got,
+              wanted, error, tolerance);
 }
 
 inline int finish() {

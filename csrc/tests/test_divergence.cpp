@@ -11,7 +11,9 @@ using Real = long double;
 
 const Exponent kUnit = sod::make_exponent(1.0);
 
-Real power(float x) { return std::exp(static_cast<Real>(x)); }
+Real power(float x) {
+  return std::exp(static_cast<Real>(x));
+}
 
 void check_kl(float a, float b) {
   const Real p = power(a), q = power(b), u = static_cast<Real>(a) - static_cast<Real>(b);
@@ -39,7 +41,8 @@ void check_kl(float a, float b) {
 
 void check_jsd(float a, float b, float beta) {
   const Real p = power(a), q = power(b), m = (1 - static_cast<Real>(beta)) * p + static_cast<Real>(beta) * q;
-  const Real value = (1 - static_cast<Real>(beta)) * p * std::log(p / m) + static_cast<Real>(beta) * q * std::log(q / m);
+  const Real value =
+      (1 - static_cast<Real>(beta)) * p * std::log(p / m) + static_cast<Real>(beta) * q * std::log(q / m);
   const sod::Mixture mixture{beta, 1.0f, 1.0f};
   const sod::JSDEntry entry = sod::jsd_entry(a, b, mixture, kUnit);
   // Values are second order in the difference, so the first-order parts must cancel, not just nearly.
@@ -48,7 +51,8 @@ void check_jsd(float a, float b, float beta) {
   EXPECT(entry.divergence >= -1e-7f * static_cast<float>(scale));
   const Real ratio = p * std::log(p / m);
   const Real ratio_scale = p + std::fabs(ratio);
-  EXPECT(std::fabs(entry.student_log_ratio - static_cast<double>(ratio)) <= 2e-6 * static_cast<double>(ratio_scale));
+  EXPECT(std::fabs(entry.student_log_ratio - static_cast<double>(ratio)) <=
+         2e-6 * static_cast<double>(ratio_scale));
   const sod::GradientRow row{0, 0, 0, 0.7f, -0.2f, 0.3f, mixture};
   const Real gradient = 0.7f * ratio + p * (-0.2f * static_cast<Real>(a) + 0.3f);
   EXPECT(std::fabs(sod::jsd_gradient(a, b, row, kUnit) - static_cast<double>(gradient)) <=
@@ -86,8 +90,10 @@ int main() {
   EXPECT(sod::jsd_gradient(none, -1.0f, row, kUnit) == 0.0f);
   EXPECT(sod::jsd_gradient(none, none, row, kUnit) == 0.0f);
   // p log(p / m) = 0 and beta q log(1 / beta) where only the teacher has mass, and the other way round.
-  EXPECT_CLOSE(sod::jsd_entry(none, -1.0f, row.mixture, kUnit).divergence, 0.5 * std::exp(-1.0) * std::log(2.0), 1e-6);
-  EXPECT_CLOSE(sod::jsd_entry(-1.0f, none, row.mixture, kUnit).divergence, 0.5 * std::exp(-1.0) * std::log(2.0), 1e-6);
+  EXPECT_CLOSE(sod::jsd_entry(none, -1.0f, row.mixture, kUnit).divergence,
+               0.5 * std::exp(-1.0) * std::log(2.0), 1e-6);
+  EXPECT_CLOSE(sod::jsd_entry(-1.0f, none, row.mixture, kUnit).divergence,
+               0.5 * std::exp(-1.0) * std::log(2.0), 1e-6);
   EXPECT(sod::jsd_entry(none, none, row.mixture, kUnit).divergence == 0.0f);
 
   // NaN shows, it is not swallowed by a comparison.

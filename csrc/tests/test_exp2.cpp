@@ -35,7 +35,8 @@ int main() {
   for (double excess = 1e-12; excess < 0.3; excess *= 1.07) {
     for (const double sign : {-1.0, 1.0}) {
       const float e = static_cast<float>(sign * excess);
-      EXPECT_CLOSE(static_cast<double>(sod::log_of_ratio(1.0f + e, e)), std::log1p(static_cast<double>(e)), 3e-7);
+      EXPECT_CLOSE(static_cast<double>(sod::log_of_ratio(1.0f + e, e)), std::log1p(static_cast<double>(e)),
+                   3e-7);
     }
   }
   for (double ratio = 1e-30; ratio < 1e30; ratio *= 1.09) {

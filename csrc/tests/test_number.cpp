@@ -19,8 +19,12 @@ void check_rounding(std::uint16_t lower, Widen widen, std::uint16_t (*round)(flo
   EXPECT(round(static_cast<float>(a + (b - a) * 0.75)) == upper);
 }
 
-std::uint16_t round_bfloat16(float x) { return sod::bfloat16_from_float(x); }
-std::uint16_t round_float16(float x) { return sod::float16_from_float(x); }
+std::uint16_t round_bfloat16(float x) {
+  return sod::bfloat16_from_float(x);
+}
+std::uint16_t round_float16(float x) {
+  return sod::float16_from_float(x);
+}
 
 // Sign, exponent and fraction taken apart by arithmetic.
 double float16_by_definition(std::uint16_t half) {

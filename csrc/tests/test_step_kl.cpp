@@ -26,11 +26,13 @@ struct Batch {
 Batch make_batch(std::int64_t vocab, double noise, float shift) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const std::int64_t stride = vocab + 3;
-  Batch batch{vocab, stride, Row(static_cast<std::size_t>(3 * stride), nan), {}, {1, -1, 0}, {vocab - 1, -100, 0}};
+  Batch batch{vocab, stride,     Row(static_cast<std::size_t>(3 * stride), nan),
+              {},    {1, -1, 0}, {vocab - 1, -100, 0}};
   batch.teacher = batch.student;
   for (const int row : {0, 2}) {
     const Row base = sod::test::random_row(static_cast<std::size_t>(vocab), 4.0, static_cast<unsigned>(row));
-    const Row other = sod::test::random_row(static_cast<std::size_t>(vocab), noise, static_cast<unsigned>(row + 9));
+    const Row other =
+        sod::test::random_row(static_cast<std::size_t>(vocab), noise, static_cast<unsigned>(row + 9));
     for (std::int64_t i = 0; i < vocab; ++i) {
       const std::size_t at = static_cast<std::size_t>(row * stride + i), from = static_cast<std::size_t>(i);
       batch.student[at] = base[from] + shift;
@@ -57,11 +59,18 @@ Results run(const Batch& batch, const Case& c, const float upstream[3], int num_
   Results results{std::vector<float>(21, nan), std::vector<double>(10, nan),
                   std::vector<float>(static_cast<std::size_t>(3 * batch.stride), nan)};
   float* t = results.tokens.data();
-  const sod::Problem problem{sod::DType::kFloat32, 1,       3,
-                             batch.vocab,          c.divergence, 0.3,
-                             c.temperature,        c.floor, batch.step_ids.data(),
+  const sod::Problem problem{sod::DType::kFloat32,
+                             1,
+                             3,
+                             batch.vocab,
+                             c.divergence,
+                             0.3,
+                             c.temperature,
+                             c.floor,
+                             batch.step_ids.data(),
                              batch.sampled_ids.data()};
-  const sod::Logits student{batch.student.data(), 0, batch.stride}, teacher{batch.teacher.data(), 0, batch.stride};
+  const sod::Logits student{batch.student.data(), 0, batch.stride},
+      teacher{batch.teacher.data(), 0, batch.stride};
   const sod::ForwardOutputs outputs{t, t + 3, t + 6, t + 9, t + 12, t + 15, t + 18, results.sums.data(), 2};
   sod::cpu::forward(student, teacher, problem, outputs, num_threads);
   const std::vector<float> kl(3, upstream[0]), log_prob(3, upstream[1]), entropy(3, upstream[2]);
@@ -77,7 +86,8 @@ void check_row(const Batch& batch, const Case& c, const float upstream[3], const
   const sod::test::Truth truth =
       sod::test::truth_of(student, teacher, c.divergence, 0.3, c.temperature, c.floor);
   const auto close = [](double got, long double wanted, double tolerance) {
-    EXPECT(std::fabs(got - static_cast<double>(wanted)) <= tolerance * std::fmax(1.0, std::fabs(static_cast<double>(wanted))));
+    EXPECT(std::fabs(got - static_cast<double>(wanted)) <=
+           tolerance * std::fmax(1.0, std::fabs(static_cast<double>(wanted))));
   };
   const std::size_t id = static_cast<std::size_t>(batch.sampled_ids[static_cast<std::size_t>(row)]);
   const long double reported = std::fmax(0.0L, truth.divergence);
@@ -135,9 +145,10 @@ int main() {
     for (const double noise : {0.05, 4.0}) {
       for (const float shift : {0.0f, 1e4f}) {
         const Batch batch = make_batch(vocab, noise, shift);
-        for (const Case& c : {Case{Divergence::kReverseKL, 1.0, -INFINITY}, Case{Divergence::kReverseKL, 0.7, -6.0},
-                              Case{Divergence::kForwardKL, 1.0, -INFINITY}, Case{Divergence::kForwardKL, 0.7, -6.0},
-                              Case{Divergence::kJSD, 1.3, -INFINITY}}) {
+        for (const Case& c :
+             {Case{Divergence::kReverseKL, 1.0, -INFINITY}, Case{Divergence::kReverseKL, 0.7, -6.0},
+              Case{Divergence::kForwardKL, 1.0, -INFINITY}, Case{Divergence::kForwardKL, 0.7, -6.0},
+              Case{Divergence::kJSD, 1.3, -INFINITY}}) {
           check(batch, c, divergence_only);
           check(batch, c, everything);
           check(batch, c, no_divergence);

@@ -56,7 +56,7 @@ def forward(
 
     Raises:
         TypeError: The logits have a dtype without compiled kernels.
-        BackendUnavailableError: The library for the tensors' device cannot run here.
+        NativeUnavailableError: The library for the tensors' device cannot run here.
     """
     library = loader.load(student_logits.device.type)
     inputs = _inputs(library, student_logits, teacher_logits, step_ids, sampled_ids, spec)
@@ -118,11 +118,11 @@ def backward(
         spec: What `forward` computed.
 
     Returns:
-        (B, T, V*) like `student_logits`, contiguous; 0 at rows of no step and at columns beyond the vocabulary.
+        (B, T, V*) like `student_logits`, contiguous; 0 at rows of no step and at padding columns.
 
     Raises:
         TypeError: The logits have a dtype without compiled kernels.
-        BackendUnavailableError: The library for the tensors' device cannot run here.
+        NativeUnavailableError: The library for the tensors' device cannot run here.
     """
     library = loader.load(student_logits.device.type)
     inputs = _inputs(library, student_logits, teacher_logits, step_ids, sampled_ids, spec)
@@ -161,8 +161,8 @@ def _inputs(
     dtype = student_logits.dtype
     if dtype not in _DTYPES:
         raise TypeError(
-            f"native backend: student_logits has dtype {dtype}, but the compiled kernels take float32, bfloat16 "
-            'and float16. Convert the logits, or use backend="reference".'
+            f"native backend: student_logits has dtype {dtype}, but the compiled kernels take float32, "
+            'bfloat16 and float16. Convert the logits, or use backend="reference".'
         )
     batch, time, _ = student_logits.shape
     floor = -math.inf if spec.min_log_prob is None else spec.min_log_prob

@@ -32,7 +32,7 @@ def _require(is_true: bool, message: str) -> None:
 
 
 def assert_error_relative(
-    name: str, ours: Tensor, exact: Tensor, plain: Tensor, *, dtype: torch.dtype
+    name: str, ours: Tensor, exact: Tensor, plain: Tensor, *, dtype: torch.dtype, saved_rounding: float = 0.0
 ) -> None:
     """Check that our worst error is at most twice plain torch's plus a few units of rounding.
 
@@ -44,6 +44,7 @@ def assert_error_relative(
         exact: The truth in float64, same shape.
         plain: Plain torch's result, same shape.
         dtype: Its rounding unit, times (1 + the largest true value), is the additive tolerance.
+        saved_rounding: Error that values saved between the sweeps bring along, added to the tolerance.
 
     Raises:
         AssertionError: If the result is worse than allowed; says by how much and where.
@@ -60,7 +61,7 @@ def assert_error_relative(
     error = torch.where(finite, ours - exact, 0.0).abs()
     plain_error = torch.where(finite & plain.isfinite(), plain - exact, 0.0).abs().max()
     scale = 1.0 + torch.where(finite, exact, 0.0).abs().max()
-    allowed = 2.0 * plain_error + _ROUNDING_UNITS[dtype] * torch.finfo(dtype).eps * scale
+    allowed = 2.0 * plain_error + _ROUNDING_UNITS[dtype] * torch.finfo(dtype).eps * scale + saved_rounding
     where = tuple((error == error.max()).nonzero()[0].tolist())
     _require(
         bool(error.max() <= allowed),
@@ -147,6 +148,24 @@ def _check_form(stats: TokenStats, grad: Tensor, case: StepKLCase) -> None:
     _require(taken.isdisjoint(outputs), "an output shares memory with an input.")
 
 
+def _saved_rounding(case: StepKLCase, exact: Truth) -> float:
+    """Gradient error from kl_aux and the log-sum-exps being saved in the output dtype: half a unit each.
+
+    A log-sum-exp's half unit is a relative error of p. Past 128 that would be felt, and a backend must find
+    another way.
+    """
+    is_double = case.student_logits.dtype == torch.float64
+    unit = torch.finfo(torch.float64 if is_double else torch.float32).eps
+    half_of_aux = (
+        0.5
+        * (case.grad_token_kl.double() * exact.kl_aux).nan_to_num(0.0, 0.0, 0.0).abs().max()
+        / case.spec.temperature
+    )
+    lse = torch.stack([exact.student_lse, exact.teacher_lse]).nan_to_num(0.0, 0.0, 0.0).abs().clamp(max=128.0)
+    half_of_lse = 0.5 * lse.max() * exact.grad_student_logits.nan_to_num(0.0).abs().max()
+    return unit * float(half_of_aux + half_of_lse)
+
+
 def _check_accuracy(stats: TokenStats, grad: Tensor, case: StepKLCase, exact: Truth, plain: Truth) -> None:
     dtype = case.student_logits.dtype
     is_number = ~exact.token_kl.isnan()
@@ -163,7 +182,12 @@ def _check_accuracy(stats: TokenStats, grad: Tensor, case: StepKLCase, exact: Tr
         assert_error_relative(f"{case.name}: {name}", *picked, dtype=dtype)
     rows = is_number[..., None]
     grads = (grad, exact.grad_student_logits, plain.grad_student_logits)
-    assert_error_relative(f"{case.name}: gradient", *(torch.where(rows, g, 0.0) for g in grads), dtype=dtype)
+    assert_error_relative(
+        f"{case.name}: gradient",
+        *(torch.where(rows, g, 0.0) for g in grads),
+        dtype=dtype,
+        saved_rounding=_saved_rounding(case, exact),
+    )
 
 
 def _check_step_sums(stats: TokenStats, case: StepKLCase) -> None:

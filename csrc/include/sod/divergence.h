@@ -1,9 +1,9 @@
 // Value and gradient of every divergence at one vocabulary entry.
 //
-// a and b are the student's and the teacher's logit minus the row's base, in raw logits (not yet divided by the
-// temperature); p ~ exp(a / temperature), q ~ exp(b / temperature). Floors are in the same units, -inf for none.
-// An entry without weight contributes exactly 0 whatever the other side holds, which is why the weight selects
-// instead of multiplying: 0 * inf is NaN.
+// a and b are the student's and the teacher's logit minus the row's base, in raw logits (not yet divided by
+// the temperature); p ~ exp(a / temperature), q ~ exp(b / temperature). Floors are in the same units, -inf
+// for none. An entry without weight contributes exactly 0 whatever the other side holds, which is why the
+// weight selects instead of multiplying: 0 * inf is NaN.
 #pragma once
 
 #include "sod/exp2.h"
@@ -16,7 +16,8 @@ SOD_INLINE float where_weighted(float weight, float value) {
   return weight != 0.0f ? value : 0.0f;
 }
 
-// ---- values -------------------------------------------------------------------------------------------------
+// ---- values
+// -------------------------------------------------------------------------------------------------
 
 struct KLEntry {
   float student_weight;
@@ -44,15 +45,15 @@ SOD_INLINE KLEntry forward_kl_entry(float a, float b, float floor, Exponent expo
 
 // Bases are the log-sum-exps here, so p and q are probabilities up to the factors that normalise them.
 struct Mixture {
-  float teacher_weight;    // beta
+  float teacher_weight;  // beta
   float student_factor;
   float teacher_factor;
 };
 
 struct JSDEntry {
-  float divergence;          // m * phi(z), never a difference of large terms
+  float divergence;  // m * phi(z), never a difference of large terms
   float student_weight;
-  float student_log_ratio;   // p * log(p / m)
+  float student_log_ratio;  // p * log(p / m)
 };
 
 // With z = (q - p) / m: p / m = 1 - beta * z and q / m = 1 + (1 - beta) * z.
@@ -81,7 +82,8 @@ SOD_INLINE JSDEntry jsd_entry(float a, float b, Mixture mixture, Exponent expone
   return {(1.0f - beta) * student_log_ratio + beta * (r.q * r.log_teacher), r.p, student_log_ratio};
 }
 
-// ---- gradients ----------------------------------------------------------------------------------------------
+// ---- gradients
+// ----------------------------------------------------------------------------------------------
 
 // One row's gradient with respect to the raw student logits. Everything that is the same for the whole row is
 // folded into these, so that the three upstream gradients cost two multiply-adds per entry.
@@ -92,7 +94,7 @@ struct GradientRow {
   float difference;        // coefficient of the divergence's own term
   float student_log_prob;  // coefficient of a, from the entropy
   float constant;
-  Mixture mixture;         // JSD only
+  Mixture mixture;  // JSD only
 };
 
 // p * (entropy and log-prob terms): all that is left where the divergence has no upstream gradient.

@@ -1,8 +1,9 @@
 // exp(difference / temperature) for differences that are not positive, in float, made to vectorise.
 //
 // 2^x = 2^n * 2^f with n = round(x) and |f| <= 1/2. The polynomial for 2^f was fitted to the smallest largest
-// relative error with its constant term held at 1, so 2^0 is exactly 1 and equal rows differ by exactly 0. Its
-// error is 9.3e-8; a degree more did not make any divergence more accurate. Results below 2^-126.5 are exactly 0; NaN stays NaN.
+// relative error with its constant term held at 1, so 2^0 is exactly 1 and equal rows differ by exactly 0.
+// Its error is 9.3e-8; a degree more did not make any divergence more accurate. Results below 2^-126.5 are
+// exactly 0; NaN stays NaN.
 //
 // Must be compiled without -fassociative-math: n comes from adding and subtracting a large constant.
 #pragma once

@@ -33,8 +33,8 @@ SOD_INLINE std::uint16_t bfloat16_from_float(float value) {
   return static_cast<std::uint16_t>(value == value ? rounded : 0x7fc0u);
 }
 
-// The exponent is 5 bits wide with bias 15, so the shifted pattern is too small by 2^112; the product is exact
-// for subnormals too.
+// The exponent is 5 bits wide with bias 15, so the shifted pattern is too small by 2^112; the product is
+// exact for subnormals too.
 SOD_INLINE float float_from_float16(std::uint16_t half) {
   const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7fffu) << 13;
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;

@@ -1,11 +1,11 @@
-// From a row's sums to its reported numbers, and from those to the coefficients of its gradient. Double precision,
-// once per row.
+// From a row's sums to its reported numbers, and from those to the coefficients of its gradient. Double
+// precision, once per row.
 //
-// The backward sweep knows each log-sum-exp only as a float, which is off by half a unit in the last place. So it
-// takes the *rounded* log-sum-exp as the base that logits are measured from, and `kl_aux` is stored relative to the
-// same rounded bases: then the rounding cancels in f - E f and in mass * p - q, and what is left is one common
-// factor within 4e-6 of 1. Where a row's log-sum-exp is so large that this no longer holds, the backward sweep
-// measures it again (`needs_remeasure`).
+// The backward sweep knows each log-sum-exp only as a float, which is off by half a unit in the last place.
+// So it takes the *rounded* log-sum-exp as the base that logits are measured from, and `kl_aux` is stored
+// relative to the same rounded bases: then the rounding cancels in f - E f and in mass * p - q, and what is
+// left is one common factor within 4e-6 of 1. Where a row's log-sum-exp is so large that this no longer
+// holds, the backward sweep measures it again (`needs_remeasure`), and `kl_aux` counts on that.
 #pragma once
 
 #include <cmath>
@@ -46,13 +46,18 @@ SOD_INLINE bool needs_remeasure(float log_sum_exp) {
   return std::fabs(log_sum_exp) >= 128.0f;
 }
 
-// exp(-residual) where the residual counts. Forward and backward must agree on this, so that E f fits its f.
-SOD_INLINE float normalising_factor(const Normaliser& normaliser) {
-  const bool counts = needs_remeasure(static_cast<float>(normaliser.log_sum_exp));
-  return counts ? static_cast<float>(std::exp(-normaliser.residual)) : 1.0f;
+// What the backward sweep will know of the residual; forward and backward must agree on it, so that E f fits
+// its f.
+SOD_INLINE double known_residual(const Normaliser& normaliser) {
+  return needs_remeasure(static_cast<float>(normaliser.log_sum_exp)) ? normaliser.residual : 0.0;
 }
 
-// The floor that `min_log_prob` puts under the raw logits of a row. Double, for it is far from 0 where the row is.
+SOD_INLINE double unknown_residual(const Normaliser& normaliser) {
+  return normaliser.residual - known_residual(normaliser);
+}
+
+// The floor that `min_log_prob` puts under the raw logits of a row. Double, for it is far from 0 where the
+// row is.
 SOD_INLINE double floor_in_logits(const Normaliser& normaliser, double min_log_prob, double temperature) {
   return (min_log_prob + normaliser.log_sum_exp) * temperature;
 }
@@ -71,13 +76,12 @@ SOD_INLINE RowResult finish_kl(const PairState<double>& sums, Divergence diverge
   double aux;
   if (divergence == Divergence::kReverseKL) {
     const double mean = sums.difference / sums.student_sum;
-    const double student_offset = static_cast<double>(sums.student_max) - static_cast<double>(student.base);
-    const double teacher_offset = static_cast<double>(sums.teacher_max) - static_cast<double>(teacher.base);
     kl = mean / temperature - log_student_sum + log_teacher_sum;
-    aux = (mean + (student_offset - teacher_offset)) / temperature;
+    aux = kl + unknown_residual(student) - unknown_residual(teacher);
   } else {
     kl = sums.difference / sums.teacher_sum / temperature - log_teacher_sum + log_student_sum;
-    aux = sums.above_floor / sums.teacher_sum * std::exp(teacher.residual - student.residual);
+    aux =
+        sums.above_floor / sums.teacher_sum * std::exp(unknown_residual(teacher) - unknown_residual(student));
     // Tells the backward sweep that this row's divergence is infinite and has no gradient.
     if (kl == static_cast<double>(kInfinity)) aux = kl;
   }
@@ -99,12 +103,13 @@ SOD_INLINE RowResult finish_jsd(const SoftmaxState<double>& student, const Norma
   const double aux = (1 - beta) * sums.student_log_ratio / sums.student_weight;
   const double entropy = std::log(student.sum) - student.moment / student.sum / temperature;
   return {reported(sums.divergence), static_cast<float>(entropy),
-          static_cast<float>(student_normaliser.log_sum_exp), static_cast<float>(teacher_normaliser.log_sum_exp),
-          static_cast<float>(aux)};
+          static_cast<float>(student_normaliser.log_sum_exp),
+          static_cast<float>(teacher_normaliser.log_sum_exp), static_cast<float>(aux)};
 }
 
 SOD_INLINE Mixture make_mixture(double beta, const Normaliser& student, const Normaliser& teacher) {
-  return {static_cast<float>(beta), normalising_factor(student), normalising_factor(teacher)};
+  return {static_cast<float>(beta), static_cast<float>(std::exp(-known_residual(student))),
+          static_cast<float>(std::exp(-known_residual(teacher)))};
 }
 
 struct SampledLogProbs {
@@ -112,12 +117,14 @@ struct SampledLogProbs {
   float teacher;  // not below the floor
 };
 
-SOD_INLINE SampledLogProbs sampled_log_probs(float student_logit, float teacher_logit, const Normaliser& student,
-                                             const Normaliser& teacher, const Problem& problem) {
+SOD_INLINE SampledLogProbs sampled_log_probs(float student_logit, float teacher_logit,
+                                             const Normaliser& student, const Normaliser& teacher,
+                                             const Problem& problem) {
   const double temperature = problem.temperature;
   const double own = static_cast<double>(student_logit) / temperature - student.log_sum_exp;
   const double other = static_cast<double>(teacher_logit) / temperature - teacher.log_sum_exp;
-  return {static_cast<float>(own), static_cast<float>(other < problem.min_log_prob ? problem.min_log_prob : other)};
+  return {static_cast<float>(own),
+          static_cast<float>(other < problem.min_log_prob ? problem.min_log_prob : other)};
 }
 
 // Upstream gradients of one token.
@@ -140,7 +147,8 @@ SOD_INLINE Normaliser saved_normaliser(float log_sum_exp, double temperature) {
 }
 
 // The base stays the saved one, whatever the new measurement would round to: `kl_aux` belongs to it.
-SOD_INLINE Normaliser remeasured(float saved_log_sum_exp, const SoftmaxState<double>& state, double temperature) {
+SOD_INLINE Normaliser remeasured(float saved_log_sum_exp, const SoftmaxState<double>& state,
+                                 double temperature) {
   const double log_sum_exp = make_normaliser(state.max, state.sum, temperature).log_sum_exp;
   const float base = base_from_lse(saved_log_sum_exp, temperature);
   return {log_sum_exp, base, log_sum_exp - static_cast<double>(base) / temperature};
@@ -151,15 +159,17 @@ SOD_INLINE bool has_divergence_gradient(double grad_token_kl, double kl_aux) {
   return grad_token_kl != 0 && kl_aux != static_cast<double>(kInfinity);
 }
 
-SOD_INLINE GradientRow make_gradient_row(const SavedRow& saved, const Upstream& upstream, bool with_divergence,
-                                         const Problem& problem) {
+SOD_INLINE GradientRow make_gradient_row(const SavedRow& saved, const Upstream& upstream,
+                                         bool with_divergence, const Problem& problem) {
   const double temperature = problem.temperature;
-  const double student_factor = normalising_factor(saved.student);
-  const double teacher_factor = normalising_factor(saved.teacher);
-  // Every entry is multiplied by p (JSD: normalised already), so the factor that p lacks goes into the coefficients.
+  const double student_residual = known_residual(saved.student);
+  const double teacher_residual = known_residual(saved.teacher);
+  const double student_factor = std::exp(-student_residual);
+  // Every entry is multiplied by p (JSD: normalised already), so the factor that p lacks goes into the
+  // coefficients.
   const bool is_jsd = problem.divergence == Divergence::kJSD && with_divergence;
   const double factor = is_jsd ? 1.0 : student_factor;
-  const double entropy_term = upstream.entropy * (saved.entropy - saved.student.residual);
+  const double entropy_term = upstream.entropy * (saved.entropy - student_residual);
   double constant = -(entropy_term + upstream.log_prob) * factor / temperature;
   double difference = 0;
   double floor = -static_cast<double>(kInfinity);
@@ -168,13 +178,13 @@ SOD_INLINE GradientRow make_gradient_row(const SavedRow& saved, const Upstream& 
     switch (problem.divergence) {
       case Divergence::kReverseKL:
         difference = scale / temperature * factor;
-        constant -= scale * saved.kl_aux * factor;
-        floor = (problem.min_log_prob + saved.teacher.residual) * temperature;
+        constant -= scale * (saved.kl_aux + student_residual - teacher_residual) * factor;
+        floor = (problem.min_log_prob + teacher_residual) * temperature;
         break;
       case Divergence::kForwardKL:
-        difference = scale * teacher_factor;
-        constant += scale * saved.kl_aux * teacher_factor;
-        floor = (problem.min_log_prob + saved.student.residual) * temperature;
+        difference = scale * std::exp(-teacher_residual);
+        constant += scale * saved.kl_aux * factor;
+        floor = (problem.min_log_prob + student_residual) * temperature;
         break;
       case Divergence::kJSD:
         difference = scale * (1 - problem.beta);
@@ -188,8 +198,7 @@ SOD_INLINE GradientRow make_gradient_row(const SavedRow& saved, const Upstream& 
           static_cast<float>(difference),
           static_cast<float>(-upstream.entropy * factor / (temperature * temperature)),
           static_cast<float>(constant),
-          {static_cast<float>(problem.beta), static_cast<float>(student_factor),
-           static_cast<float>(teacher_factor)}};
+          make_mixture(problem.beta, saved.student, saved.teacher)};
 }
 
 }  // namespace sod

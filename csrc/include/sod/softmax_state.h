@@ -1,8 +1,8 @@
 // What one sweep over a row pair knows so far, and how two such states become one.
 //
-// Every sum is kept relative to the largest entries seen ("bases"), so that neither a large logit nor a shift of a
-// whole row costs accuracy, and entries of a row can be visited in any grouping: rebase both states to the larger
-// bases, then add. Merging is associative and has the empty state as its neutral element.
+// Every sum is kept relative to the largest entries seen ("bases"), so that neither a large logit nor a shift
+// of a whole row costs accuracy, and entries of a row can be visited in any grouping: rebase both states to
+// the larger bases, then add. Merging is associative and has the empty state as its neutral element.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,8 @@ constexpr float kInfinity = __builtin_inff();
 // The distribution that a divergence takes its expectation under.
 enum class WeightedBy { kStudent, kTeacher };
 
-// a = student logit - its base, b = teacher logit - its base; sums over the entries seen, in units of raw logits.
+// a = student logit - its base, b = teacher logit - its base; sums over the entries seen, in units of raw
+// logits.
 template <class Real>
 struct PairState {
   float student_max = -kInfinity;
@@ -37,15 +38,18 @@ SOD_INLINE float base_of(float largest) {
 template <class Real>
 SOD_INLINE Real rescale_factor(float from, float to, Exponent exponent) {
   if (from == to) return 1;
-  return std::exp2((static_cast<Real>(from) - static_cast<Real>(to)) * static_cast<Real>(exponent.log2_scale));
+  return std::exp2((static_cast<Real>(from) - static_cast<Real>(to)) *
+                   static_cast<Real>(exponent.log2_scale));
 }
 
 // Moves the bases up to `student_max` and `teacher_max`, which must not lie below the state's own.
 template <WeightedBy weighting, class Real>
 SOD_INLINE void rebase(PairState<Real>& state, float student_max, float teacher_max, Exponent exponent) {
   if (state.student_max == student_max && state.teacher_max == teacher_max) return;
-  const Real student_shift = static_cast<Real>(base_of(state.student_max)) - static_cast<Real>(base_of(student_max));
-  const Real teacher_shift = static_cast<Real>(base_of(state.teacher_max)) - static_cast<Real>(base_of(teacher_max));
+  const Real student_shift =
+      static_cast<Real>(base_of(state.student_max)) - static_cast<Real>(base_of(student_max));
+  const Real teacher_shift =
+      static_cast<Real>(base_of(state.teacher_max)) - static_cast<Real>(base_of(teacher_max));
   const Real student_factor = rescale_factor<Real>(state.student_max, student_max, exponent);
   const Real teacher_factor = rescale_factor<Real>(state.teacher_max, teacher_max, exponent);
   constexpr bool by_student = weighting == WeightedBy::kStudent;

@@ -1,8 +1,8 @@
 // The operation on raw pointers: what the CPU and the CUDA library both take.
 //
-// N = batch * time rows of logits; a row whose step id is negative belongs to no step: it is not read, and gets 0.
-// Rows are contiguous; `batch` and `time` have strides of their own, so a view that drops the last position of
-// every sequence needs no copy. Token arrays are dense (batch, time).
+// N = batch * time rows of logits; a row whose step id is negative belongs to no step: it is not read, and
+// gets 0. Rows are contiguous; `batch` and `time` have strides of their own, so a view that drops the last
+// position of every sequence needs no copy. Token arrays are dense (batch, time).
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,151 @@
+"""Compiles the CUDA kernels for every architecture that we ship and shows what each one uses.
+
+Needs nvcc and no GPU: `python csrc/cuda/compile_check.py`. Ends with 1 if a kernel spills registers.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ARCHITECTURES = ("80", "90", "100")
+SOURCES = ("forward.cu", "backward.cu")
+_HERE = Path(__file__).resolve().parent
+_ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)\w?'")
+_SPILLS = re.compile(
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
+)
+_USED = re.compile(r"Used (?P<registers>\d+) registers.*?(?:(?P<shared>\d+) bytes smem|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelUsage:
+    """What one kernel needs on one architecture, as the assembler reports it.
+
+    Attributes:
+        kernel: Demangled name with its template arguments.
+        arch: Such as "90".
+        registers: Per thread.
+        shared_bytes: Static shared memory per block.
+        spill_bytes: Spilled stores, loads and stack frame together; 0 is wanted.
+    """
+
+    kernel: str
+    arch: str
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+
+
+def find_nvcc() -> str | None:
+    """Find the CUDA compiler.
+
+    Returns:
+        Its path, or None.
+    """
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def _demangle(names: Sequence[str]) -> list[str]:
+    tool = shutil.which("c++filt")
+    if tool is None:
+        return list(names)
+    text = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    # The parameter list says nothing that the template arguments do not.
+    noise = re.compile(r"\(anonymous namespace\)::|sod::cuda::|\(sod::(?:Logits|Problem).*$")
+    return [noise.sub("", line).strip() for line in text.splitlines()]
+
+
+def parse_usage(report: str) -> list[KernelUsage]:
+    """Read the assembler's verbose report.
+
+    Args:
+        report: Standard error of `nvcc -Xptxas -v`.
+
+    Returns:
+        One entry per kernel and architecture, in the order of the report.
+    """
+    found: list[dict[str, str]] = []
+    for line in report.splitlines():
+        if match := _ENTRY.search(line):
+            found.append(match.groupdict())
+        elif found and ((match := _SPILLS.search(line)) or (match := _USED.search(line))):
+            found[-1].update({key: value for key, value in match.groupdict().items() if value is not None})
+    names = _demangle([entry["name"] for entry in found])
+    return [
+        KernelUsage(
+            kernel=name,
+            arch=entry["arch"],
+            registers=int(entry["registers"]),
+            shared_bytes=int(entry.get("shared", "0")),
+            spill_bytes=sum(int(entry[key]) for key in ("stack", "stores", "loads")),
+        )
+        for name, entry in zip(names, found, strict=True)
+    ]
+
+
+def compile_kernels(nvcc: str, architectures: Sequence[str] = ARCHITECTURES) -> list[KernelUsage]:
+    """Compile every CUDA source for every architecture.
+
+    Args:
+        nvcc: Path of the compiler.
+        architectures: Compute capabilities without the dot.
+
+    Returns:
+        What each kernel uses.
+
+    Raises:
+        RuntimeError: The compiler failed or warned; the message holds its words.
+    """
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+    includes = ["-I", str(_HERE.parent), "-I", str(_HERE.parent / "include")]
+    usage = []
+    with tempfile.TemporaryDirectory() as folder:
+        for source in SOURCES:
+            command = [
+                nvcc,
+                "-std=c++17",
+                "-O3",
+                "-c",
+                "-Xptxas",
+                "-v",
+                *includes,
+                *targets,
+                str(_HERE / source),
+            ]
+            result = subprocess.run(
+                [*command, "-o", str(Path(folder) / "kernels.o")], capture_output=True, text=True, check=False
+            )
+            report = result.stdout + result.stderr
+            if result.returncode != 0 or "warning" in report:
+                raise RuntimeError(f"nvcc failed or warned on {source}:\n{report}")
+            usage += parse_usage(report)
+    return usage
+
+
+def main() -> int:
+    """Print the table.
+
+    Returns:
+        The exit status: 0, 1 if a kernel spills, 2 without nvcc.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("nvcc was not found on PATH or in /usr/local/cuda/bin.", file=sys.stderr)
+        return 2
+    usage = compile_kernels(nvcc)
+    print(f"{'arch':>6} {'registers':>9} {'shared':>7} {'spilled':>8}  kernel")
+    for entry in usage:
+        figures = f"{entry.registers:>9} {entry.shared_bytes:>7} {entry.spill_bytes:>8}"
+        print(f"{'sm_' + entry.arch:>6} {figures}  {entry.kernel}")
+    return int(any(entry.spill_bytes > 0 for entry in usage))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
