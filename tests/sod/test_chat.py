@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sod.chat import ChatRenderer
 from sod.chat_templates import HERMES_TEMPLATE
@@ -97,6 +101,35 @@ def test_appending_gives_the_whole_rendering(hermes, enable_thinking):
         ids += sampled + renderer.observation_ids(sampled, observation)
         messages += [{"role": "assistant", "content": text}, *observation]
         assert ids == whole(hermes, messages, **options)
+
+
+plain_text = st.text(max_size=12).filter(lambda text: text.isprintable() or "\n" in text)
+rounds = st.lists(
+    st.tuples(plain_text, st.booleans(), st.lists(plain_text, max_size=2), st.sampled_from(["tool", "user"])),
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rounds)
+def test_any_conversation_reads_as_the_template_writes_it(rounds):
+    tokenizer, renderer = shared_hermes()
+    messages = [USER]
+    ids = renderer.prompt_ids(messages)
+    for text, is_cut_off, observations, role in rounds:
+        sampled = ids_of(tokenizer, text + ("" if is_cut_off else "<|im_end|>")) or ids_of(tokenizer, " ")
+        observation = [{"role": role, "content": content} for content in observations]
+        ids += sampled + renderer.observation_ids(sampled, observation)
+        written = renderer.decode(sampled).removesuffix("<|im_end|>")
+        messages += [{"role": "assistant", "content": written}, *observation]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert renderer.decode(ids) == text
+
+
+@cache
+def shared_hermes():
+    tokenizer = make_tiny_tokenizer()
+    return tokenizer, ChatRenderer(tokenizer, observation_roles=("tool", "user"))
 
 
 @pytest.mark.parametrize("text", ["I was saying", '<tool_call>\n{"name": "py', "", "done</tool_call>"])
