@@ -27,6 +27,15 @@ TENSOR_FILE = "trainer_state.pt"
 POINTER = "latest"
 TEMPORARY_PREFIX = "tmp-"
 VERSION = 1
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
