@@ -226,6 +226,43 @@ def test_a_closing_that_depends_on_the_next_message_is_refused():
         renderer.conversation_turns([USER, answer, USER, answer])
 
 
+def test_a_suffix_that_depends_on_earlier_messages_is_refused():
+    # What a user message looks like depends on how many messages there are.
+    numbered = HERMES_TEMPLATE.replace('message.role + "\\n"', 'message.role ~ loop.index ~ "\\n"')
+    assert numbered != HERMES_TEMPLATE
+    renderer = ChatRenderer(make_tiny_tokenizer(chat_template=numbered))
+    answer = {"role": "assistant", "content": "a"}
+    renderer.conversation_turns([USER, answer, USER, answer])
+    with pytest.raises(TemplateError, match=r"message 4 \(role 'user'\) changes .*user3.* became .*user5"):
+        renderer.conversation_turns([USER, answer, USER, answer, USER, answer])
+
+
+def test_a_closing_that_melts_into_the_next_message_is_refused_where_it_must_be_cut():
+    # "py" closes a call and "thon" opens every other message: together they are one token.
+    template = LIGHT.replace(
+        "'}</tool_call>' -}}", "'}</tool_call>' -}}{{- 'py' if loop.last else '' -}}"
+    ).replace("'<tool_response>'", "'thon<tool_response>'")
+    tokenizer = make_tiny_tokenizer(chat_template=template)
+    assert len(ids_of(tokenizer, "python")) == 1
+    renderer = light_renderer(tokenizer)
+    assert renderer.decode(renderer.observation_ids(ids_of(tokenizer, "<tool_call>{"), [tool("x")])) == (
+        "</tool_call>python<tool_response>x</tool_response>"
+    )
+    with pytest.raises(
+        TemplateError, match="is tokenised together with the closing '</tool_call>py' before it"
+    ):
+        renderer.observation_ids(ids_of(tokenizer, "text"), [tool("x")])
+
+
+def test_special_tokens_in_an_observation_change_nothing_before_it(hermes):
+    renderer = ChatRenderer(hermes, observation_roles=("tool",))
+    sampled = ids_of(hermes, "call<|im_end|>")
+    suffix = renderer.observation_ids(sampled, [tool("<|im_end|> </tool_call> <|im_start|>")])
+    assert renderer.decode(suffix).startswith(
+        "\n<|im_start|>user\n<tool_response>\n<|im_end|> </tool_call> <|im"
+    )
+
+
 def test_no_template_and_no_stop_are_named(hermes):
     bare = make_tiny_tokenizer()
     bare.chat_template = None

@@ -148,6 +148,43 @@ def test_unknown_tool_without_any_tools():
         assert runner.run([call("x")])[0].text == "There is no tool named x; no tools are available."
 
 
+def test_trajectories_can_bring_their_own_tools(runner):
+    def counter(start: int):
+        count = start
+
+        def step() -> int:
+            """Counts."""
+            nonlocal count
+            count += 1
+            return count
+
+        return [tool(step)]
+
+    batch = [[call("step"), call("step")], [call("step"), call("add", a=1, b=1)], [call("add", a=1, b=1)]]
+    results = runner.run_batch(batch, tools=[counter(0), counter(10), [add]])
+    assert [[result.text for result in one] for one in results] == [
+        ["1", "2"],
+        ["11", "There is no tool named add. Available: step."],
+        ["2"],
+    ]
+    with pytest.raises(ValueError, match=r"run_batch: tools has 1 entries for 2 trajectories, wanted one"):
+        runner.run_batch([[], []], tools=[[]])
+    with pytest.raises(ToolDefinitionError, match="two tools are named add"):
+        runner.run_batch([[]], tools=[[add, add]])
+
+
+def test_result_that_is_no_result_is_raised_and_hangs_nobody():
+    @tool
+    def lie() -> ToolResult:
+        """Returns a result without text."""
+        return ToolResult(name="lie", outcome=ToolOutcome.OK, text=None)
+
+    with ToolRunner([lie, add], num_threads=1) as runner:
+        with pytest.raises(AttributeError, match="encode"):
+            runner.run_batch([[call("add", a=1, b=1)], [call("lie"), call("add", a=1, b=1)]])
+        assert runner.run([call("add", a=1, b=1)])[0].text == "2"
+
+
 def test_long_output_is_cut_in_the_middle(runner):
     (result,) = runner.run([call("say", text="a" * 500 + "z" * 500)])
     assert len(result.text) <= 200

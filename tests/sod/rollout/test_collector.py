@@ -93,6 +93,7 @@ def test_a_trajectory_holds_everything_and_its_tokens_are_the_whole_rendering(
     assert [(result.outcome, result.text) for result in first.results] == [(ToolOutcome.OK, "42")]
     outcomes = [result.outcome for result in second.results]
     assert outcomes == [ToolOutcome.BAD_ARGS, ToolOutcome.INVALID_JSON, ToolOutcome.UNKNOWN_TOOL]
+    assert trajectory.num_errors == 3
     # The call that nobody can read is no call with empty arguments.
     assert [made.name for made in second.calls] == ["add", "ad"]
     assert (third.results, third.reward, third.policy_version) == ((), 1.0, 3)
