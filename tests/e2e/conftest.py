@@ -67,10 +67,8 @@ def arithmetic(tmp_path_factory) -> Arithmetic:
 
 def rows(path: Path) -> list[dict]:
     """Rows of a metrics file, wall-clock readings left out."""
-    kept = []
-    for line in path.read_text().splitlines():
-        kept.append({k: v for k, v in json.loads(line).items() if not k.startswith("time/")})
-    return kept
+    lines = path.read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import resource
 
 import pytest
@@ -14,7 +13,6 @@ from sod.checkpoint import (
     discard_after,
     latest_checkpoint,
     load_state,
-    restore_rng,
     save_checkpoint,
 )
 from sod.config import AdamWSection
@@ -43,16 +41,10 @@ def parts(tiny_model, tiny_tokenizer):
 
 
 def test_everything_comes_back(tmp_path, parts):
-    torch.manual_seed(3)
-    random.seed(3)
     folder = save_checkpoint(tmp_path, state(), keep_last=2, **parts)
-    wanted = (torch.rand(3), random.random())
     assert latest_checkpoint(tmp_path) == folder
-    loaded, optimizer_state, rng = load_state(folder)
+    loaded, optimizer_state = load_state(folder)
     assert loaded == state()
-    restore_rng(rng)
-    assert torch.equal(torch.rand(3), wanted[0])
-    assert random.random() == wanted[1]
     key = next(iter(parts["optimizer_state"][0]["state"]))
     for name, value in parts["optimizer_state"][0]["state"][key].items():
         assert torch.equal(optimizer_state[0]["state"][key][name], value), name
@@ -81,7 +73,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, parts, limit_bytes):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
-        with pytest.raises(CheckpointError, match="could not be written .*before it are whole"):
+        with pytest.raises(CheckpointError, match=r"could not be written .*before it are whole"):
             save_checkpoint(tmp_path, state(2, 2), keep_last=1, **parts)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
