@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from sod_kernels.triton import aot
+
 pytest.importorskip("triton")
 pytestmark = pytest.mark.aot
 
@@ -67,9 +69,26 @@ def test_bad_configuration_is_caught(clean_environment):
     result = run([sys.executable, "-c", BAD_CONFIGURATION], clean_environment)
     assert result.returncode == 0, result.stderr
     spilling, unaligned = (json.loads(line) for line in result.stdout.splitlines())
-    assert any(phrase.startswith("spills") for phrase in spilling)
-    assert any(phrase.startswith("registers 255 > 128") for phrase in spilling)
-    assert any(phrase.startswith("128-bit stores") for phrase in unaligned)
+    assert len(spilling) == 1
+    assert int(spilling[0].removeprefix("spills ")) > 1000
+    assert unaligned == ["128-bit stores 0 < 1"]
+
+
+def test_every_budget_has_its_phrase():
+    variant = aot.Variant(
+        name="sweep", kernel=None, meta={}, absent=(), num_warps=8, wide_loads=2, wide_stores=1
+    )
+    numbers = {"spills": 3, "shared_bytes": 20_000, "wide_loads": 1, "wide_stores": 0, "loop_conversions": 5}
+    found = aot.violations(variant, "sm_90", aot.Binary(registers=129, **numbers))
+    assert found == [
+        "spills 3",
+        "registers 129 > 128",
+        "shared 20000 > 16384 bytes",
+        "128-bit loads 1 < 2",
+        "128-bit stores 0 < 1",
+        "layout changes in loops 5",
+    ]
+    assert "registers" not in str(aot.violations(variant, "gfx942", aot.Binary(registers=129, **numbers)))
 
 
 def test_refuses_to_run_under_the_interpreter(clean_environment):

@@ -92,8 +92,8 @@ def test_result_holds_however_a_row_is_cut(name, divergence):
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
 def test_infinite_row_in_one_program_survives_the_merge(divergence):
-    # The excluded column lies in the first block; other programs and a later round of its own lift the maximum
-    # by so much that what it had summed is multiplied by a weight of 0.
+    # The excluded column lies in the first block; other programs and a later round of its own lift the
+    # maximum by so much that what it had summed is multiplied by a weight of 0.
     case = make_case("odd_width", divergence=divergence, device=DEVICE)
     student, teacher = case.student_logits.clone(), case.teacher_logits.clone()
     excluding, other = (teacher, student) if divergence == "reverse_kl" else (student, teacher)
