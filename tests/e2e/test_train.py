@@ -77,6 +77,27 @@ def test_steps_match_the_trajectories_that_were_stored(arithmetic, metric_rows):
     assert round_row["step/count_by_turn"][0] == 16.0
 
 
+def test_gradient_checkpointing_changes_memory_and_not_the_run(arithmetic, unbroken, metric_rows):
+    toml = arithmetic.toml("recomputed")
+    result = trainer_of(toml, "student.gradient_checkpointing=true").train()
+    assert metric_rows(result.folder / "metrics.jsonl") == metric_rows(unbroken.folder / "metrics.jsonl")
+
+
+def test_bfloat16_products_train_float32_weights(arithmetic, unbroken, metric_rows):
+    toml = arithmetic.toml("rounded")
+    result = trainer_of(toml, "trainer.precision='bfloat16'", "trainer.rounds=1").train()
+    assert result.model.dtype == torch.float32
+    gaps = [
+        r["alignment/gap_max"]
+        for r in metric_rows(result.folder / "metrics.jsonl")
+        if "alignment/gap_max" in r
+    ]
+    assert 1e-4 < gaps[0] < 1.0
+    assert result.metrics["kl/token_mean"] == pytest.approx(
+        metric_rows(unbroken.folder / "metrics.jsonl")[5]["kl/token_mean"], rel=0.5
+    )
+
+
 def test_the_run_folder_says_what_ran(arithmetic):
     toml = arithmetic.toml("folder")
     result = trainer_of(toml, "trainer.rounds=1").train()
