@@ -244,6 +244,8 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
     if parts.teacher is not None and Capability.LOGITS not in parts.teacher.capabilities:
         raise ConfigError(f'algorithm "{name}" needs full logits, which this teacher does not give')
     if isinstance(parts.teacher, LocalTeacher):
+        if parts.teacher.model is parts.student:
+            raise ConfigError("student and teacher are one object, which is frozen now; load the model twice")
         check_vocabulary(parts.teacher.model, parts.tokenizer, "teacher")
         check_head(parts.teacher.model, "teacher")
 

@@ -45,6 +45,10 @@ def test_distillation_lowers_the_divergence(arithmetic, metric_rows, name):
     updates = [row for row in rows if row["kind"] == "update"]
     assert len(rounds) == 6
     assert len(updates) == 6 * 2 * 2
+    rates = [row["update/learning_rate"] for row in updates]
+    assert rates[0] == pytest.approx(0.5e-3)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(0.2e-3)
     assert rounds[-1]["kl/token_mean"] < 0.8 * rounds[0]["kl/token_mean"]
     assert [row["round"] for row in rows if row["kind"] == "eval"] == [0, 3, 6]
     assert all(row["alignment/gap_max"] < 1e-3 for row in updates if "alignment/gap_max" in row)
