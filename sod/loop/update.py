@@ -57,12 +57,14 @@ class UpdateSettings:
 
     Attributes:
         denominator: Trained tokens of the whole minibatch.
-        learning_rate_scale: Share of the peak learning rate.
+        learning_rate: Learning rate of AdamW at this update.
+        learning_rate_scale: Its share of the peak, which holds for Muon too.
         max_grad_norm: Norm that gradients are clipped to.
         autocast_dtype: Type of the student's matrix products; None for the weights' own.
     """
 
     denominator: int
+    learning_rate: float
     learning_rate_scale: float
     max_grad_norm: float
     autocast_dtype: torch.dtype | None = None
@@ -167,5 +169,5 @@ def _metrics(
     metrics["step/divergence_mean"] = math.fsum(step.divergence for step in steps) / num_steps
     metrics["update/tokens"] = float(settings.denominator)
     metrics["update/steps"] = float(len(steps))
-    metrics["update/learning_rate_scale"] = settings.learning_rate_scale
+    metrics["update/learning_rate"] = settings.learning_rate
     return metrics

@@ -154,6 +154,11 @@ def test_a_teacher_that_cannot_give_logits(tmp_path, tiny_model, tiny_tokenizer)
         make(tmp_path, **parts_of(tiny_model, tiny_tokenizer, teacher=Sampler()))
 
 
+def test_a_student_that_is_its_own_teacher(tmp_path, tiny_model, tiny_tokenizer):
+    with pytest.raises(ConfigError, match="student and teacher are one object"):
+        make(tmp_path, **parts_of(tiny_model, tiny_tokenizer))
+
+
 def test_a_teacher_with_another_tokenizer(tmp_path, tiny_model, tiny_tokenizer):
     other = make_tiny_checkpoint(tmp_path / "other", vocab_size=300)
     with pytest.raises(ModelError, match="Take a teacher with the student's tokenizer"):
