@@ -1,8 +1,8 @@
 """A tokenizer trained on the spot for the ledger world, with a chat template of its own.
 
-Byte-level BPE, so any text can be written and read. Item, field and tool names and single digits are split off
-before merging: a name is one and the same token in a question, a call and an observation, and a number is its
-digits, which is what lets a very small model copy both. All other boilerplate merges into few, long tokens.
+Byte-level BPE, so any text can be written and read. Item, field and tool names and single digits are split
+off before merging: a name is one and the same token in a question, a call and an observation, and a number is
+its digits, which is what lets a very small model copy both. All other boilerplate merges into long tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
     "{{ message['content'] or '' }}"
     "{%- for call in message['tool_calls'] or [] -%}"
     "{%- set call = call['function'] if 'function' in call else call -%}"
-    '{{ \'<tool_call>{"name": "\' + call[\'name\'] + \'", "arguments": \' }}'
+    "{{ '<tool_call>{\"name\": \"' + call['name'] + '\", \"arguments\": ' }}"
     "{{ call['arguments'] if call['arguments'] is string else call['arguments'] | tojson }}"
     "{{ '}</tool_call>' }}"
     "{%- endfor -%}"
@@ -41,7 +41,8 @@ STOP_TOKENS: tuple[str, ...] = ("</tool_call>", "<|im_end|>")
 """A tool turn ends at the first, the final answer at the second."""
 
 _PAD = "<|pad|>"
-_SPECIAL = (_PAD, "<|im_start|>", "<|im_end|>")
+_END = "<|im_end|>"
+_SPECIAL = (_PAD, "<|im_start|>", _END)
 _MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _TOOL_NAMES = ("lookup", "python")
 _NAME_REPEATS = 60
@@ -52,7 +53,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 560) -> PreTraine
 
     Args:
         texts: Rendered conversations; markers in them are cut out, since they are tokens already.
-        vocab_size: Number of tokens. 256 of them are the byte alphabet; below about 500 item names fall apart.
+        vocab_size: Number of tokens. 256 of them are the byte alphabet; with fewer than about
+            500 item names fall apart.
 
     Returns:
         A Hugging Face tokenizer with pad and end tokens and the chat template.
@@ -76,18 +78,15 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 560) -> PreTraine
         show_progress=False,
     )
     tokenizer.train_from_iterator(_pieces(texts), trainer=trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=_PAD,
-        eos_token="<|im_end|>",
-        clean_up_tokenization_spaces=False,
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token=_PAD, eos_token=_END, clean_up_tokenization_spaces=False
     )
     fast.chat_template = CHAT_TEMPLATE
     broken = [item for item in ITEMS if len(fast.encode(item, add_special_tokens=False)) != 1]
     if broken:
         raise ValueError(
             f"train_tokenizer: vocab_size={vocab_size} leaves no single token for {', '.join(broken[:3])}"
-            f" and {max(len(broken) - 3, 0)} more item names; ask for a larger vocabulary (the demo uses 560)."
+            f" and {max(len(broken) - 3, 0)} more item names; ask for a larger vocabulary, such as 560."
         )
     return fast
 

@@ -6,8 +6,8 @@ rival of" an item. Nothing of the table is in the question, so the only way to t
 `lookup(item, field)` reads one cell, `python(code)` does the sum, and the last turn states the number.
 A wrong call is answered with a real error, a wrong item with a plausible wrong number.
 
-Tasks are a pure function of (seed, split, index). Which split a question may appear in is decided by a hash of
-its wording, so no held-out question is ever worded like a training one.
+Tasks are a pure function of (seed, split, index). A hash of a question's wording decides in which split it
+may appear, so no held-out question is ever worded like a training one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from typing import Any
 from sod.errors import DataError
 from sod.types import Task
 
-ITEMS: tuple[str, ...] = tuple(
-    (
-        "anchor apron arrow barrel basket bell bench blanket bottle bowl broom brush bucket candle canoe "
-        "carpet chair clock coat compass cup curtain desk drum easel fan flute funnel globe glove "
-        "hammer harp helmet jacket jar kettle ladder lamp lantern magnet mirror mitten needle oar pencil piano "
-        "pillow plate pulley quilt rope saddle scarf shovel sled sofa spoon teapot violin wagon"
-    ).split()
-)
+_ITEM_NAMES = """
+anchor apron arrow barrel basket bell bench blanket bottle bowl broom brush bucket candle canoe carpet chair
+clock coat compass cup curtain desk drum easel fan flute funnel globe glove hammer harp helmet jacket jar
+kettle ladder lamp lantern magnet mirror mitten needle oar pencil piano pillow plate pulley quilt rope
+saddle scarf shovel sled sofa spoon teapot violin wagon
+"""
+ITEMS: tuple[str, ...] = tuple(_ITEM_NAMES.split())
 """The sixty item names of the world; the tokenizer of the demo makes each of them one token."""
 
 FIELDS: tuple[str, ...] = ("price", "stock", "rival")
@@ -207,7 +206,8 @@ def look_up(table: Table, item: str, field: str) -> str:
         The cell as text.
 
     Raises:
-        LookupError: If the item is not in this table or there is no such field; short, since the student reads it.
+        LookupError: If the item is not in this table or there is no such field. The words are few, since the
+            student reads them.
     """
     if item not in table:
         raise LookupError(f"no item {item}")

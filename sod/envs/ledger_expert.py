@@ -2,21 +2,25 @@
 
 A teacher that has only ever seen perfect attempts is useless after its student's first error, so an expert
 attempt may contain wrong calls, each followed by the correct one. The wrong turns are marked as not trained:
-the teacher learns what to do after an error, not to make it. The expert only writes; what the tools answer comes
-from running them.
+the teacher learns what to do after an error, not to make it. The expert only writes; what the tools answer
+comes from running them.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from sod.envs.ledger import FIELDS, ITEMS, Question
+from sod.envs.ledger import ITEMS, Question
 
 MISTAKES: tuple[str, ...] = ("unknown_item", "unknown_field", "broken_json", "python_error")
 """The kinds of wrong call that an expert attempt may contain."""
+
+END_OF_ANSWER = "<|im_end|>"
+"""The stop token of the final turn."""
 
 _WRONG_FIELDS = ("cost", "count", "owner", "amount")
 _MAX_MISTAKES_IN_A_ROW = 2
@@ -68,45 +72,44 @@ def expert_turns(question: Question, *, seed: int = 0, error_rate: float = 0.0) 
         raise ValueError(f"expert_turns: error_rate is {error_rate}; it must be at least 0 and below 1.")
     generator = random.Random(f"expert:{seed}:{question.text}")  # noqa: S311 - not for secrets
     turns: list[ExpertTurn] = []
-
-    def write(right: str, mistakes: Callable[[], ExpertTurn]) -> None:
+    for right, spoil in _plan(question):
         for _ in range(_MAX_MISTAKES_IN_A_ROW):
             if generator.random() >= error_rate:
                 break
-            turns.append(mistakes())
+            turns.append(spoil(generator))
         turns.append(ExpertTurn(text=right))
+    turns.append(ExpertTurn(text=f"Answer: {question.answer}{END_OF_ANSWER}"))
+    return tuple(turns)
 
+
+def _plan(question: Question) -> Iterator[tuple[str, _Spoil]]:
+    """The right calls in order, each with what writes a wrong one in its place."""
     for amount in question.amounts:
         item = amount.item
         if amount.is_of_rival:
-            write(lookup_call(item, "rival"), lambda item=item: _wrong_lookup(generator, question, item, "rival"))
+            yield lookup_call(item, "rival"), partial(_wrong_lookup, question, item, "rival")
             item = str(question.table[item]["rival"])
-        write(
-            lookup_call(item, amount.field),
-            lambda item=item, field=amount.field: _wrong_lookup(generator, question, item, field),
-        )
+        yield lookup_call(item, amount.field), partial(_wrong_lookup, question, item, amount.field)
     if question.signs:
-        write(python_call(question.expression), lambda: _wrong_python(generator, question.expression))
-    turns.append(ExpertTurn(text=f"Answer: {question.answer}<|im_end|>"))
-    return tuple(turns)
+        yield python_call(question.expression), partial(_wrong_python, question.expression)
 
 
 def _call(name: str, arguments: dict[str, str]) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
-def _wrong_lookup(generator: random.Random, question: Question, item: str, field: str) -> ExpertTurn:
+def _wrong_lookup(question: Question, item: str, field: str, generator: random.Random) -> ExpertTurn:
     mistake = generator.choice(("unknown_item", "unknown_field", "broken_json"))
     if mistake == "unknown_item":
         absent = [name for name in ITEMS if name not in question.table]
         return ExpertTurn(text=lookup_call(generator.choice(absent), field), mistake=mistake)
     if mistake == "unknown_field":
-        wrong = generator.choice([name for name in _WRONG_FIELDS if name not in FIELDS])
+        wrong = generator.choice(_WRONG_FIELDS)
         return ExpertTurn(text=lookup_call(item, wrong), mistake=mistake)
     return ExpertTurn(text=_broken(generator, lookup_call(item, field)), mistake=mistake)
 
 
-def _wrong_python(generator: random.Random, expression: str) -> ExpertTurn:
+def _wrong_python(expression: str, generator: random.Random) -> ExpertTurn:
     if generator.random() < 0.3:
         return ExpertTurn(text=_broken(generator, python_call(expression)), mistake="broken_json")
     kind = generator.randrange(3)
@@ -124,3 +127,6 @@ def _broken(generator: random.Random, call: str) -> str:
         return call.replace("}}</tool_call>", "}</tool_call>")
     start, end = call.split('": "', 1) if '"code"' not in call else call.rsplit('": "', 1)
     return f'{start}": {end}'
+
+
+_Spoil = Callable[[random.Random], ExpertTurn]

@@ -14,6 +14,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _COLOURS = ("#0b6e99", "#d1495b", "#3a7d44", "#8a5a9e", "#c98a1b", "#555555")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -39,8 +40,8 @@ class Curve:
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y) or (self.error and len(self.error) != len(self.y)):
             raise ValueError(
-                f"Curve {self.label!r}: x, y and error have {len(self.x)}, {len(self.y)} and {len(self.error)}"
-                " values; give as many of each (error may be left out)."
+                f"Curve {self.label!r}: x, y and error have {len(self.x)}, {len(self.y)} and"
+                f" {len(self.error)} values; give as many of each (error may be left out)."
             )
 
 
@@ -116,9 +117,8 @@ def plot_steps(path: Path, divergence: Sequence[Curve], weights: Sequence[Curve]
     _require(divergence, "plot_steps")
     _require(weights, "plot_steps")
     figure, axes = _figure(2)
-    for axis, curves, label in zip(
-        axes, (divergence, weights), ("step divergence $d_k$ (nats per token)", "step weight $w_k$"), strict=True
-    ):
+    labels = ("step divergence $d_k$ (nats per token)", "step weight $w_k$")
+    for axis, curves, label in zip(axes, (divergence, weights), labels, strict=True):
         _draw(axis, curves)
         axis.set_xlabel("step $k$ of the trajectory")
         axis.set_ylabel(label)
@@ -143,7 +143,7 @@ def _figure(num_panels: int) -> tuple[Figure, list[Axes]]:
         axis.set_axisbelow(True)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 
