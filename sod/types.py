@@ -32,7 +32,7 @@ class ToolOutcome(StrEnum):
 class StopReason(StrEnum):
     """Why an engine stopped sampling a turn."""
 
-    STOP_TOKEN = "stop_token"
+    STOP_TOKEN = "stop_token"  # noqa: S105
     LENGTH = "length"
 
 

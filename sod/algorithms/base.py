@@ -1,0 +1,59 @@
+"""What an algorithm is: a loss on the rows of a microbatch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from sod.packing import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOutput:
+    """What one microbatch gives.
+
+    Attributes:
+        loss: Scalar to call backward on: the sum over this microbatch divided by the denominator of the
+            whole minibatch, so that microbatches add up.
+        token_sums: Sums over trained tokens, detached scalars; the trainer divides them by the tokens of
+            the minibatch and logs them as `<key>_mean`.
+        step_divergence: (S,) mean divergence of each step, nats, detached.
+        step_weights: (S,) weight that was applied to each step, detached.
+        step_tokens: (S,) int64 tokens of each step.
+    """
+
+    loss: Tensor
+    token_sums: Mapping[str, Tensor]
+    step_divergence: Tensor
+    step_weights: Tensor
+    step_tokens: Tensor
+
+
+class Algorithm(Protocol):
+    """One paper's objective; a preset of parts without state."""
+
+    @property
+    def name(self) -> str:
+        """Its name in a TOML file."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `loss` reads teacher logits; an algorithm without a teacher trains on expert data."""
+
+    def loss(
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, denominator: int
+    ) -> LossOutput:
+        """Compute the loss of a microbatch.
+
+        Args:
+            batch: The microbatch, N rows.
+            student_logits: (N, V) at the rows.
+            teacher_logits: (N, V) at the rows; None where `needs_teacher` is False.
+            denominator: Trained tokens over the whole minibatch.
+
+        Returns:
+            Loss and statistics.
+        """

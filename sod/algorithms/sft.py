@@ -1,0 +1,38 @@
+"""Supervised fine-tuning: cross-entropy on the trained turns of expert trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sod.algorithms.base import LossOutput
+from sod.packing import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT:
+    """Loss = mean over trained tokens of -log p(token); step divergence = that mean per step."""
+
+    name: str = "sft"
+    needs_teacher: bool = False
+
+    def loss(
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, denominator: int
+    ) -> LossOutput:
+        """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
+        token_nll = cross_entropy(student_logits.float(), batch.labels, reduction="none")
+        is_trained = batch.row_loss_mask
+        kept = torch.where(is_trained, token_nll, 0.0)
+        zeros = token_nll.new_zeros(batch.num_steps, dtype=torch.float64)
+        step_sums = zeros.index_add(0, batch.row_steps, token_nll.detach().double())
+        step_tokens = torch.bincount(batch.row_steps, minlength=batch.num_steps)
+        return LossOutput(
+            loss=kept.sum() / denominator,
+            token_sums={"nll/token": kept.detach().sum()},
+            step_divergence=(step_sums / step_tokens.clamp(min=1)).float(),
+            step_weights=torch.ones_like(zeros, dtype=torch.float32),
+            step_tokens=step_tokens,
+        )

@@ -1,0 +1,353 @@
+"""Every setting of a run: frozen sections, a sentence with its unit under each field.
+
+`sod.config_file` reads them from a strict TOML file; in Python they are made directly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from sod.config_schema import Above, AtLeast, AtMost, PathOrName, Section
+from sod.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection(Section):
+    """Where the run lives and what seeds it."""
+
+    section: ClassVar[str] = "run"
+    output: Path
+    """Run folder, created by the run; it must not hold another run."""
+    seed: Annotated[int, AtLeast(0)] = 0
+    """Root of every random draw; sampling, order and initial noise are derived from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection(Section):
+    """A checkpoint in the Hugging Face format."""
+
+    model: Annotated[str, PathOrName()]
+    """Folder of the checkpoint, or its name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None for the default branch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the weights are kept in."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention code of transformers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSection(ModelSection):
+    """The model that is trained; keep float32 weights unless memory forbids it."""
+
+    section: ClassVar[str] = "student"
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    enable_thinking: bool | None = None
+    """Passed to the chat template; None leaves the template's own default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSection(ModelSection):
+    """The frozen model that the student learns from; it must share the student's tokenizer."""
+
+    section: ClassVar[str] = "teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(Section):
+    """The task files; .jsonl or .parquet."""
+
+    section: ClassVar[str] = "data"
+    train: Path
+    """Training rows: tasks, or for algorithm "sft" expert conversations (or a trajectories file)."""
+    eval: Path | None = None
+    """Held-out tasks for evaluation; None for no evaluation."""
+    prompt_column: str = "prompt"
+    """Column with the question: a string or a list of chat messages."""
+    answer_column: str = "answer"
+    """Column with the ground truth that the reward compares to."""
+    train_limit: Annotated[int, Above(0)] | None = None
+    """Number of training rows to use, from the top; None for all."""
+    eval_limit: Annotated[int, Above(0)] | None = None
+    """Number of evaluation rows to use, from the top; None for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSection(Section):
+    """Base of the options of an environment; `sod.envs.registry` knows the environments by name."""
+
+    section: ClassVar[str] = "environment"
+    name: str
+    """Registered name of the environment, or "module:ENTRY" for one of your own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSection(Section):
+    """How the student is sampled."""
+
+    section: ClassVar[str] = "rollout"
+    num_samples: Annotated[int, Above(0)] = 1
+    """Trajectories per task in a round."""
+    max_turns: Annotated[int, Above(0)] = 16
+    """Assistant turns per trajectory."""
+    max_turn_tokens: Annotated[int, Above(0)] = 2048
+    """Tokens sampled in one turn."""
+    max_trajectory_tokens: Annotated[int, Above(0)] = 8192
+    """Tokens in a trajectory, prompt and observations included."""
+    temperature: Annotated[float, Above(0)] = 1.0
+    """Sampling temperature of training rollouts."""
+    top_p: Annotated[float, Above(0), AtMost(1)] = 1.0
+    """Nucleus mass of training rollouts; below 1 the sampled distribution is not the student's."""
+    max_batch: Annotated[int, Above(0)] = 256
+    """Trajectories decoded at the same time."""
+    max_workers: Annotated[int, Above(0)] = 8
+    """Tool calls run at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSection(Section):
+    """Cross-entropy on expert turns."""
+
+    section: ClassVar[str] = "algorithm"
+    name: Literal["sft"] = "sft"
+    """Name of the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSection(Section):
+    """What every algorithm with a teacher can set."""
+
+    section: ClassVar[str] = "algorithm"
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    """Divergence between student and teacher at each token, in nats."""
+    beta: Annotated[float, Above(0)] = 0.5
+    """Weight of the teacher in the mixture of "jsd", between 0 and 1."""
+    temperature: Annotated[float, Above(0)] = 1.0
+    """Divides both logits before the divergence."""
+    min_log_prob: Annotated[float, AtMost(0)] | None = None
+    """Floor in nats under the log-probabilities that the divergence divides by; None for no floor."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that `beta` is read at all."""
+        super().__post_init__()
+        if self.beta >= 1:
+            raise ConfigError(f"[algorithm] beta = {self.beta!r}: wanted a value below 1")
+        if self.beta != 0.5 and self.divergence != "jsd":
+            raise ConfigError(
+                f'[algorithm] beta = {self.beta!r}: belongs to divergence = "jsd", '
+                f"but divergence = {self.divergence!r}; remove one of the two"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPDSection(DistillationSection):
+    """On-policy distillation, every token alike."""
+
+    name: Literal["opd"] = "opd"
+    """Name of the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SODSection(DistillationSection):
+    """Step-wise on-policy distillation: each step weighted by its divergence (arXiv 2605.07725)."""
+
+    name: Literal["sod"] = "sod"
+    """Name of the algorithm."""
+    delta: Annotated[float, AtLeast(0)] = 0.2
+    """A step weight is at most 1 + delta."""
+    epsilon: Annotated[float, Above(0)] = 1e-6
+    """Added to both divergences of the weight's ratio, in nats; raise it where the first step is easy."""
+    step_divergence: Literal["abs_log_ratio", "kl"] = "abs_log_ratio"
+    """What a step's divergence averages: the paper's |log-ratio| of sampled tokens, or the divergence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerBase(Section):
+    """AdamW, clipping and the learning-rate schedule: what every optimiser can set."""
+
+    section: ClassVar[str] = "optimizer"
+    learning_rate: Annotated[float, Above(0)] = 1e-6
+    """Peak learning rate of AdamW."""
+    weight_decay: Annotated[float, AtLeast(0)] = 0.01
+    """Decoupled weight decay of AdamW, applied to matrices only."""
+    beta1: Annotated[float, AtLeast(0), AtMost(0.9999)] = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, AtLeast(0), AtMost(0.99999)] = 0.999
+    """Decay of AdamW's second moment."""
+    eps: Annotated[float, Above(0)] = 1e-8
+    """Added to AdamW's denominator."""
+    max_grad_norm: Annotated[float, Above(0)] = 1.0
+    """Norm that gradients are clipped to, over all parameters."""
+    warmup_updates: Annotated[int, AtLeast(0)] = 0
+    """Updates over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls after the warm-up until the last update."""
+    final_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    """Share of the peak learning rate that the decay ends at."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that `final_fraction` is read at all."""
+        super().__post_init__()
+        if self.schedule == "constant" and self.final_fraction != 0.0:
+            raise ConfigError(
+                f"[optimizer] final_fraction = {self.final_fraction!r}: belongs to schedule "
+                '"linear" or "cosine", but schedule = "constant"; remove one of the two'
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWSection(OptimizerBase):
+    """AdamW for every parameter."""
+
+    name: Literal["adamw"] = "adamw"
+    """Name of the optimiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonSection(OptimizerBase):
+    """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and biases."""
+
+    name: Literal["muon"] = "muon"
+    """Name of the optimiser."""
+    matrix_learning_rate: Annotated[float, Above(0)] = 0.01
+    """Peak learning rate of Muon."""
+    matrix_weight_decay: Annotated[float, AtLeast(0)] = 0.0
+    """Decoupled weight decay of Muon."""
+    momentum: Annotated[float, AtLeast(0), AtMost(0.9999)] = 0.95
+    """Nesterov momentum of Muon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSection(Section):
+    """The size of the work and the limits it must keep."""
+
+    section: ClassVar[str] = "trainer"
+    rounds: Annotated[int, Above(0)]
+    """Rollout batches; each is followed by the updates made from it."""
+    tasks_per_round: Annotated[int, Above(0)] = 64
+    """Tasks rolled out in a round (for "sft": expert trajectories read)."""
+    epochs: Annotated[int, Above(0)] = 1
+    """Times a round's trajectories are gone through."""
+    minibatch_trajectories: Annotated[int, Above(0)] = 16
+    """Trajectories in one optimiser update."""
+    max_microbatch_tokens: Annotated[int, Above(0)] = 16384
+    """Padded tokens in one forward and backward pass."""
+    max_skipped_updates: Annotated[int, Above(0)] = 5
+    """Updates in a row that may be skipped for a gradient that is not finite before the run stops."""
+    alignment_bound: Annotated[float, Above(0)] | None = None
+    """Largest gap in nats between a rollout log-prob and the trainer's; None: 0.02, with bfloat16 1.0."""
+    teacher_cache_mib: Annotated[int, AtLeast(0)] = 1024
+    """Memory for keeping teacher logits over the epochs of a round, in MiB; beyond it they are recomputed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models live; "auto" takes CUDA where there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the student's matrix products; "bfloat16" runs under autocast, weights stay as they are."""
+    num_threads: Annotated[int, Above(0)] = 1
+    """CPU threads of torch; bitwise repeatability is promised for 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSection(Section):
+    """Evaluation on the held-out tasks."""
+
+    section: ClassVar[str] = "evaluation"
+    every: Annotated[int, AtLeast(0)] = 0
+    """Rounds between evaluations, the first before training and the last after it; 0 for none."""
+    num_samples: Annotated[int, Above(0)] = 1
+    """Trajectories per task."""
+    temperature: Annotated[float, AtLeast(0)] = 0.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: Annotated[float, Above(0), AtMost(1)] = 1.0
+    """Nucleus mass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSection(Section):
+    """When checkpoints are written and how many stay."""
+
+    section: ClassVar[str] = "checkpoint"
+    every: Annotated[int, AtLeast(0)] = 1
+    """Rounds between checkpoints; 0 writes one at the end only."""
+    keep_last: Annotated[int, Above(0)] = 2
+    """Checkpoints kept."""
+
+
+AlgorithmSection = SFTSection | OPDSection | SODSection
+OptimizerSection = AdamWSection | MuonSection
+
+ALGORITHMS: dict[str, type[Section]] = {"sft": SFTSection, "opd": OPDSection, "sod": SODSection}
+OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamWSection, "muon": MuonSection}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All settings of a run.
+
+    `student`, `teacher`, `data` and `environment` are None where a Python caller hands over the objects.
+    """
+
+    run: RunSection
+    """Run folder and seed."""
+    trainer: TrainerSection
+    """Size of the work and its limits."""
+    algorithm: AlgorithmSection = field(default_factory=SODSection)
+    """What is optimised."""
+    optimizer: OptimizerSection = field(default_factory=AdamWSection)
+    """How it is optimised."""
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    """How the student is sampled."""
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    """Evaluation on held-out tasks."""
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    """When checkpoints are written."""
+    student: StudentSection | None = None
+    """The model that is trained."""
+    teacher: TeacherSection | None = None
+    """The model that it learns from; not for "sft"."""
+    data: DataSection | None = None
+    """The task files."""
+    environment: EnvironmentSection | None = None
+    """What the student acts in."""
+
+    def __post_init__(self) -> None:
+        """Check what no section can check alone.
+
+        Raises:
+            ConfigError: For a section that the algorithm does not read, or limits that exclude each other.
+        """
+        if self.teacher is not None and isinstance(self.algorithm, SFTSection):
+            raise ConfigError(
+                '[teacher] belongs to algorithms "opd" and "sod", but [algorithm] name = "sft"; remove it'
+            )
+        rollout, trainer = self.rollout, self.trainer
+        if rollout.max_turn_tokens > rollout.max_trajectory_tokens:
+            raise ConfigError(
+                f"[rollout] max_turn_tokens = {rollout.max_turn_tokens}: wanted at most "
+                f"max_trajectory_tokens = {rollout.max_trajectory_tokens}"
+            )
+        if trainer.max_microbatch_tokens < rollout.max_trajectory_tokens:
+            raise ConfigError(
+                f"[trainer] max_microbatch_tokens = {trainer.max_microbatch_tokens}: wanted at least "
+                f"[rollout] max_trajectory_tokens = {rollout.max_trajectory_tokens}, "
+                "or one trajectory would not fit"
+            )
+        if self.evaluation.every and self.data is not None and self.data.eval is None:
+            raise ConfigError(
+                f"[evaluation] every = {self.evaluation.every}: there is nothing to evaluate on; "
+                "set [data] eval or every = 0"
+            )
+
+    @property
+    def num_updates(self) -> int:
+        """Optimiser updates over the whole run."""
+        return self.trainer.rounds * self.updates_per_round
+
+    @property
+    def updates_per_round(self) -> int:
+        """Optimiser updates made from one round."""
+        samples = 1 if isinstance(self.algorithm, SFTSection) else self.rollout.num_samples
+        trajectories = self.trainer.tasks_per_round * samples
+        return self.trainer.epochs * -(-trajectories // self.trainer.minibatch_trajectories)

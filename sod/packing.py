@@ -1,0 +1,166 @@
+"""Token sequences into padded microbatches under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from sod.errors import DataError
+from sod.tokenization import TokenSequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Right-padded sequences, and the rows at which their response tokens are predicted.
+
+    A *row* is a position whose logits predict a response token: N rows for N response tokens, in the order
+    of the flattened batch. Scores are made for rows only, never for prompts, observations or padding.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        attention_mask: (B, T) bool, False at padding.
+        step_ids: (B, T) int64, steps numbered over the batch, -1 outside responses.
+        loss_mask: (B, T) bool, the response tokens that are trained on.
+        log_probs: (B, T) float32, log-probs at sampling time, nats; 0 where nothing was sampled.
+        step_trajectory: (S,) int64, position in `trajectories` of each step.
+        step_turn: (S,) int64, turn of each step within its trajectory.
+        trajectories: Index of each trajectory in what was packed.
+        rows: (N,) int64, flat index b * T + t of the position before each response token.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    step_ids: Tensor
+    loss_mask: Tensor
+    log_probs: Tensor
+    step_trajectory: Tensor
+    step_turn: Tensor
+    trajectories: tuple[int, ...]
+    rows: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64: the token that each row predicts."""
+        return self.input_ids.flatten()[self.rows + 1]
+
+    @property
+    def row_steps(self) -> Tensor:
+        """(N,) int64: the step of the token that each row predicts."""
+        return self.step_ids.flatten()[self.rows + 1]
+
+    @property
+    def row_loss_mask(self) -> Tensor:
+        """(N,) bool: whether the token that each row predicts is trained on."""
+        return self.loss_mask.flatten()[self.rows + 1]
+
+    @property
+    def row_log_probs(self) -> Tensor:
+        """(N,) float32: the log-prob at sampling time of the token that each row predicts."""
+        return self.log_probs.flatten()[self.rows + 1]
+
+    @property
+    def num_steps(self) -> int:
+        """S."""
+        return self.step_turn.numel()
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.rows.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy every tensor to a device."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def num_trained_tokens(trajectories: Sequence[Sequence[TokenSequence]]) -> int:
+    """Count the tokens that the loss of these trajectories runs over."""
+    return sum(int(sequence.loss_mask.sum()) for sequences in trajectories for sequence in sequences)
+
+
+def pack(
+    trajectories: Sequence[Sequence[TokenSequence]],
+    indices: Sequence[int],
+    *,
+    max_tokens: int,
+    pad_id: int,
+) -> list[Batch]:
+    """Group trajectories of similar length into microbatches.
+
+    The sequences of one trajectory stay together, because its step weights are made from all its steps.
+    A trajectory without a response token is left out.
+
+    Args:
+        trajectories: The token sequences of each trajectory of the round.
+        indices: Which of them to pack.
+        max_tokens: Padded tokens that a microbatch may have. A trajectory that is longer by itself gets a
+            microbatch of its own.
+        pad_id: Token id put behind the end of a sequence.
+
+    Returns:
+        Microbatches, longest first; the same input gives the same batches.
+
+    Raises:
+        DataError: For a response token that nothing comes before.
+    """
+    chosen = [i for i in indices if any(bool(s.response_mask.any()) for s in trajectories[i])]
+    chosen.sort(key=lambda i: (-_longest(trajectories[i]), i))
+    groups: list[list[int]] = []
+    num_rows, width = 0, 0
+    for i in chosen:
+        added = len(trajectories[i])
+        if groups and (num_rows + added) * width <= max_tokens:
+            groups[-1].append(i)
+            num_rows += added
+        else:
+            groups.append([i])
+            num_rows, width = added, _longest(trajectories[i])
+    return [_pad([trajectories[i] for i in group], tuple(group), pad_id) for group in groups]
+
+
+def _longest(sequences: Sequence[TokenSequence]) -> int:
+    return max(sequence.input_ids.numel() for sequence in sequences)
+
+
+def _pad(group: Sequence[Sequence[TokenSequence]], indices: tuple[int, ...], pad_id: int) -> Batch:
+    flat = [(place, sequence) for place, sequences in enumerate(group) for sequence in sequences]
+    shape = (len(flat), max(sequence.input_ids.numel() for _, sequence in flat))
+    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.bool)
+    step_ids = torch.full(shape, -1, dtype=torch.int64)
+    loss_mask = torch.zeros(shape, dtype=torch.bool)
+    log_probs = torch.zeros(shape, dtype=torch.float32)
+    numbers: dict[tuple[int, int], int] = {}
+    for place, sequence in flat:
+        for turn in sequence.step_ids.unique().tolist():
+            if turn >= 0:
+                numbers.setdefault((place, turn), len(numbers))
+    for row, (place, sequence) in enumerate(flat):
+        if bool(sequence.response_mask[0]):
+            raise DataError(
+                f"pack: trajectory {indices[place]} begins with a response token; nothing predicts it. "
+                "Give its first turn context_ids."
+            )
+        length = sequence.input_ids.numel()
+        input_ids[row, :length] = sequence.input_ids
+        attention_mask[row, :length] = True
+        loss_mask[row, :length] = sequence.loss_mask
+        log_probs[row, :length] = sequence.log_probs
+        for turn in sequence.step_ids.unique().tolist():
+            if turn >= 0:
+                step_ids[row, :length][sequence.step_ids == turn] = numbers[place, turn]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        step_ids=step_ids,
+        loss_mask=loss_mask,
+        log_probs=log_probs,
+        step_trajectory=torch.tensor([place for place, _ in numbers], dtype=torch.int64),
+        step_turn=torch.tensor([turn for _, turn in numbers], dtype=torch.int64),
+        trajectories=indices,
+        rows=(step_ids.flatten() >= 0).nonzero().flatten() - 1,
+    )

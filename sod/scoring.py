@@ -1,0 +1,78 @@
+"""Logits of a model at the rows of a batch, and nowhere else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sod.errors import ModelError
+from sod.packing import Batch
+
+LOG_PROB_CHUNK_ROWS = 1024
+"""Rows whose float32 logits `log_probs_of` holds at a time."""
+
+
+def row_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Score the rows of a batch.
+
+    The head runs on the N rows that predict response tokens, so prompts, observations and padding cost no
+    vocabulary-wide memory. No mask is passed: padding is on the right, where causal attention never looks.
+
+    Args:
+        model: A causal language model whose logits are its output embedding times its last hidden state.
+        batch: The microbatch, on the model's device.
+
+    Returns:
+        (N, V) logits in the model's dtype, differentiable where the model is.
+    """
+    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    picked = hidden.flatten(0, 1).index_select(0, batch.rows)
+    logits: Tensor = model.get_output_embeddings()(picked)
+    return logits
+
+
+def log_probs_of(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Give the log-probability of one label per row at a temperature.
+
+    Args:
+        logits: (N, V).
+        labels: (N,) int64.
+        temperature: Divides the logits.
+
+    Returns:
+        (N,) float32, nats, detached.
+    """
+    parts = []
+    for start in range(0, logits.shape[0], LOG_PROB_CHUNK_ROWS):
+        chunk = logits[start : start + LOG_PROB_CHUNK_ROWS].detach().float() / temperature
+        chosen = chunk.gather(1, labels[start : start + LOG_PROB_CHUNK_ROWS, None]).squeeze(1)
+        parts.append(chosen - chunk.logsumexp(1))
+    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, role: str) -> None:
+    """Prove on a short input that a model's logits are what `row_logits` computes.
+
+    Args:
+        model: The model.
+        role: "student" or "teacher", for the message.
+
+    Raises:
+        ModelError: For a model that caps, scales or otherwise changes its logits after the head.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{role}: {type(model).__name__} has no output embedding; wanted a causal language model")
+    was_training = model.training
+    model.eval()
+    ids = torch.arange(4, device=model.device)[None]
+    whole = model(input_ids=ids, use_cache=False).logits
+    parts = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    model.train(was_training)
+    if not torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3):
+        raise ModelError(
+            f"{role}: the logits of {type(model).__name__} are not its output embedding times its hidden "
+            "states (it caps or scales them); such models are not supported"
+        )

@@ -1,0 +1,20 @@
+"""What the parser hands to the runner when it cannot read a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParseFailure:
+    """A tool call that the student wrote and nobody can read.
+
+    It goes back to the model as text and is never turned into a call with empty arguments.
+
+    Attributes:
+        text: The call as the student wrote it.
+        reason: Why it could not be read, in words that the model can act on.
+    """
+
+    text: str
+    reason: str
