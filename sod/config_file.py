@@ -181,7 +181,9 @@ def _environment(raw: Mapping[str, Any], base: Path) -> Section:
     own = field_types(kind)
     for key in raw:
         if key not in own:
-            owners = [other for other, options in environment_options().items() if key in field_types(options)]
+            owners = [
+                other for other, options in environment_options().items() if key in field_types(options)
+            ]
             if owners:
                 raise ConfigError(_belongs("environment", key, owners, name))
     return section_from_dict(kind, raw, base=base)

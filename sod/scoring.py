@@ -64,7 +64,9 @@ def check_head(model: PreTrainedModel, role: str) -> None:
     """
     head = model.get_output_embeddings()
     if head is None:
-        raise ModelError(f"{role}: {type(model).__name__} has no output embedding; wanted a causal language model")
+        raise ModelError(
+            f"{role}: {type(model).__name__} has no output embedding; wanted a causal language model"
+        )
     was_training = model.training
     model.eval()
     ids = torch.arange(4, device=model.device)[None]

@@ -67,8 +67,13 @@ class StepDistillation:
         )
         return LossOutput(
             loss=output.loss,
-            token_sums=_token_sums(output.token_kl, output.student_entropy, output.student_log_probs,
-                                   output.teacher_log_probs, is_trained),
+            token_sums=_token_sums(
+                output.token_kl,
+                output.student_entropy,
+                output.student_log_probs,
+                output.teacher_log_probs,
+                is_trained,
+            ),
             step_divergence=output.step_divergence,
             step_weights=output.step_weights,
             step_tokens=output.step_tokens,

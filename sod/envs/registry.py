@@ -77,7 +77,9 @@ def environment_entry(name: str) -> EnvironmentEntry:
     module_name, separator, attribute = location.partition(":")
     if not separator:
         close = get_close_matches(name, BUILT_IN, n=1, cutoff=0.6)
-        advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(BUILT_IN)}, or 'module:ENTRY'"
+        advice = (
+            f"did you mean {close[0]!r}?" if close else f"known: {', '.join(BUILT_IN)}, or 'module:ENTRY'"
+        )
         raise ConfigError(f"[environment] name = {name!r}: unknown; {advice}")
     try:
         entry = getattr(import_module(module_name), attribute)
