@@ -1,0 +1,190 @@
+"""The fork server: pid 1 of the sandbox, one forked child per call, nothing left when a call ends.
+
+It sees neither the code nor its output: the host passes both as descriptors straight to the child, so that
+one call cannot find in this process's memory what another call did. Messages on the control socket are JSON,
+one per packet:
+
+    host -> here   {"uid", "memory_bytes", "disk_bytes", "code_filter", "pid_offsets", "paths", "preload"}
+    here -> host   {"event": "ready"} | {"event": "failed", "reason"}
+    then per call
+    host -> here   {"timeout_s"} + descriptors: code, stdin, stdout, stderr
+    here -> host   {"event": "started"}, then
+                   {"event": "ended", "reason", "status", "is_timeout", "seconds", "is_retiring"}
+
+`reason` is why the child could not be confined (the code did not run), else empty. `status` is the wait
+status of the child. `is_retiring` says that this server could not clean up and ends.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gc
+import importlib
+import json
+import math
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sod.sandbox.inside.confine import Limits, confine, make_unreadable
+from sod.sandbox.inside.user_code import run_and_exit
+
+_MAX_MESSAGE_BYTES = 1 << 20
+_NUM_DESCRIPTORS = 4
+_MAX_DESCRIPTOR = 1 << 20
+_WRITABLE = (Path("/work"), Path("/tmp"))  # noqa: S108 - a tmpfs of this sandbox alone
+# Above it a new sandbox is cheaper than cleaning this one.
+_MAX_LEFT_ENTRIES = 1000
+
+
+def serve(control_fd: int) -> None:
+    """Answer calls until the host closes its end.
+
+    Args:
+        control_fd: Descriptor of a connected SOCK_SEQPACKET socket.
+    """
+    control = socket.socket(fileno=control_fd)
+    try:
+        limits = _set_up(json.loads(control.recv(_MAX_MESSAGE_BYTES)))
+    except Exception as error:
+        _send(control, {"event": "failed", "reason": f"{type(error).__name__}: {error}"})
+        raise
+    _send(control, {"event": "ready"})
+    is_retiring = False
+    while not is_retiring:
+        message, descriptors, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, _NUM_DESCRIPTORS)
+        if not message:
+            return
+        _send(control, {"event": "started"})
+        answer = _call(control, limits, json.loads(message)["timeout_s"], descriptors)
+        is_retiring = answer["is_retiring"]
+        _send(control, answer)
+
+
+def _send(control: socket.socket, message: dict[str, Any]) -> None:
+    """Send one packet."""
+    control.send(json.dumps(message).encode())
+
+
+def _set_up(settings: dict[str, Any]) -> Limits:
+    """Hide this process, import what every call shall find imported, make the directories writable."""
+    make_unreadable()
+    sys.path[:] = ["/work", *(path for path in sys.path if path != "/sandbox"), *settings["paths"]]
+    for name in settings["preload"]:
+        importlib.import_module(name)
+    for name in [name for name in sys.modules if name == "sod" or name.startswith("sod.")]:
+        del sys.modules[name]
+    limits = Limits(
+        uid=settings["uid"],
+        memory_bytes=settings["memory_bytes"],
+        disk_bytes=settings["disk_bytes"],
+        code_filter=base64.b64decode(settings["code_filter"]),
+        pid_offsets=tuple(settings["pid_offsets"]),
+    )
+    _clean_up()
+    # Objects made so far stay out of the collector, so that a child's collection does not copy their pages.
+    gc.collect()
+    gc.freeze()
+    return limits
+
+
+def _call(control: socket.socket, limits: Limits, timeout_s: float, descriptors: list[int]) -> dict[str, Any]:
+    """Fork, wait for the child to the deadline, and remove every trace of it."""
+    start = time.monotonic()
+    reason_fd, report_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _be_child(limits, timeout_s, descriptors, report_fd)
+    for descriptor in (report_fd, *descriptors):
+        os.close(descriptor)
+    is_timeout = _wait(control, pid, start + timeout_s)
+    status = _kill_all(pid)
+    with os.fdopen(reason_fd) as file:
+        reason = file.read()
+    return {
+        "event": "ended",
+        "reason": reason,
+        "status": status,
+        "is_timeout": is_timeout,
+        "seconds": time.monotonic() - start,
+        "is_retiring": not _clean_up(),
+    }
+
+
+def _be_child(limits: Limits, timeout_s: float, descriptors: list[int], report_fd: int) -> NoReturn:
+    """Become the confined process and run the code; never return."""
+    try:
+        code_fd, *streams = descriptors
+        with os.fdopen(code_fd, encoding="utf-8", errors="surrogatepass", newline="") as file:
+            code = file.read()
+        for target, descriptor in enumerate(streams):
+            os.dup2(descriptor, target)
+        os.chdir("/work")
+        # A second above the deadline: one busy thread meets the deadline, many meet this.
+        confine(limits, math.ceil(timeout_s) + 1)
+        # The report pipe too: from here on the code can tell the server nothing.
+        os.closerange(3, _MAX_DESCRIPTOR)
+    except BaseException as error:
+        os.write(report_fd, f"{type(error).__name__}: {error}".encode())
+        os._exit(1)
+    run_and_exit(code)
+
+
+def _wait(control: socket.socket, pid: int, deadline: float) -> bool:
+    """Return whether the deadline came before the child's end; end this process if the host is gone."""
+    process = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    poll.register(control, select.POLLIN)
+    try:
+        # poll counts whole milliseconds; rounding up avoids a spin through the last one.
+        events = poll.poll(math.ceil(max(0.0, deadline - time.monotonic()) * 1000))
+    finally:
+        os.close(process)
+    if any(descriptor == control.fileno() for descriptor, _ in events):
+        # Nothing is due from the host during a call but its end. As pid 1 we take everything with us.
+        os._exit(1)
+    return not events
+
+
+def _kill_all(pid: int) -> int:
+    """Kill and reap whatever there is besides this process; return the wait status of the child."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return status
+
+
+def _clean_up() -> bool:
+    """Empty the writable directories and give them back their first mode and times.
+
+    Returns:
+        False where that failed or would take long: this sandbox must not be used again.
+    """
+    try:
+        for root in _WRITABLE:
+            root.chmod(0o777)
+            with os.scandir(root) as entries:
+                listed = list(entries)
+            if len(listed) > _MAX_LEFT_ENTRIES:
+                return False
+            for entry in listed:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    Path(entry.path).unlink()
+            os.utime(root, (0, 0))
+    except (OSError, RecursionError):
+        return False
+    return True

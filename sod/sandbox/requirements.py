@@ -1,0 +1,92 @@
+"""What the sandbox needs from this machine, and what to do where that is missing."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_INSTALL_BUBBLEWRAP = (
+    "bubblewrap (the program `bwrap`) is not installed. Install it: "
+    "`apt-get install bubblewrap` (Debian, Ubuntu) or `dnf install bubblewrap` (Fedora, RHEL)."
+)
+_INSTALL_LIBSECCOMP = (
+    "libseccomp or its Python binding is not installed. Install them: `apt-get install libseccomp2` "
+    "(Debian, Ubuntu) or `dnf install libseccomp` (Fedora, RHEL), and `pip install pyseccomp`."
+)
+_SWITCHES = (
+    (
+        "/proc/sys/kernel/unprivileged_userns_clone",
+        "0",
+        "Ordinary users may not make user namespaces: `sysctl -w kernel.unprivileged_userns_clone=1`.",
+    ),
+    (
+        "/proc/sys/user/max_user_namespaces",
+        "0",
+        "User namespaces are switched off: `sysctl -w user.max_user_namespaces=10000`.",
+    ),
+    (
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "AppArmor restricts user namespaces (Ubuntu 23.10 and later): allow them to bwrap with an AppArmor "
+        "profile, or `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`.",
+    ),
+)
+_IN_A_CONTAINER = (
+    "Inside a container, bwrap needs permission to make namespaces: run Docker with "
+    "`--security-opt seccomp=unconfined --security-opt apparmor=unconfined` (and, as root, "
+    "`--cap-add SYS_ADMIN`), or let an ordinary user run the rollout outside of one."
+)
+
+
+def missing_requirement() -> str | None:
+    """Return what is not installed, with what to do about it, or None.
+
+    It starts nothing but `bwrap --version`.
+    """
+    if not sys.platform.startswith("linux"):
+        return f"the sandbox needs Linux (namespaces, seccomp); this is {sys.platform}. Use a Linux machine."
+    if shutil.which("bwrap") is None:
+        return _INSTALL_BUBBLEWRAP
+    try:
+        importlib.import_module("pyseccomp")
+    except (ImportError, RuntimeError, OSError) as error:
+        return f"{_INSTALL_LIBSECCOMP} ({error})"
+    for directory in ("/work", "/tmp"):  # noqa: S108 - names inside the sandbox
+        if Path(sys.base_prefix).is_relative_to(directory):
+            return (
+                f"the Python interpreter lies in {sys.base_prefix}, and the sandbox has its own {directory}. "
+                "Use an interpreter that is installed elsewhere."
+            )
+    return None
+
+
+def bubblewrap() -> tuple[str, str]:
+    """Return the path of bubblewrap and what it answers to `--help`.
+
+    Raises:
+        FileNotFoundError: It is not installed.
+    """
+    path = shutil.which("bwrap")
+    if path is None:
+        raise FileNotFoundError(_INSTALL_BUBBLEWRAP)
+    answer = subprocess.run([path, "--help"], capture_output=True, text=True, check=False)
+    return path, answer.stdout + answer.stderr
+
+
+def start_advice(reason: str) -> str:
+    """Return a text for a sandbox that is installed but does not start.
+
+    Args:
+        reason: What bubblewrap or the fork server said.
+    """
+    parts = [f"the sandbox does not start: {reason}."]
+    for path, value, advice in _SWITCHES:
+        file = Path(path)
+        if file.exists() and file.read_text().strip() == value:
+            parts.append(advice)
+    if reason.startswith("bwrap:"):
+        parts.append(_IN_A_CONTAINER)
+    return " ".join(parts)
