@@ -10,10 +10,12 @@ from sod.chat_templates import HERMES_TEMPLATE
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 _CORPUS = (
-    "system\nuser\nassistant\nYou can call these functions. Each line is one JSON description:\n<tools>\n</tools>",
+    "system\nuser\nassistant\nYou can call these functions. Each line is one JSON description:\n"
+    "<tools>\n</tools>",
     "Write each call as a JSON object with its name and arguments, between tags:",
     '{"name": "python", "arguments": {"code": "print(12 + 34)"}}',
-    '{"type": "function", "function": {"name": "python", "description": "Run code and return what it prints.", '
+    '{"type": "function", "function": {"name": "python", "description": "Run code and return what '
+    'it prints.", '
     '"parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}}}',
     "What is 17 plus 25? The answer is 42. error: the call is not valid JSON at character 7",
 )
@@ -49,10 +51,10 @@ def make_tiny_tokenizer(*, chat_template: str = HERMES_TEMPLATE, vocab_size: int
     )
     tokenizer.train_from_iterator(_CORPUS * 4, trainer=trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in _TAGS])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token=_SPECIAL[2],
+        pad_token=_SPECIAL[0],
         clean_up_tokenization_spaces=False,
         chat_template=chat_template,
     )
