@@ -35,3 +35,7 @@ class RolloutError(SodError):
 
 class CheckpointError(SodError):
     """A checkpoint is absent, incomplete or belongs to another run."""
+
+
+class TrainingError(SodError):
+    """The optimisation cannot go on; the latest checkpoint is whole."""

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from sod.errors import CheckpointError
 
@@ -45,17 +45,26 @@ class JsonLines:
         line = json.dumps({key: _json_value(value) for key, value in row.items()}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
 
-    def flush(self) -> None:
-        """Hand the rows to the operating system, so that readers see them."""
-        self._file.flush()
+    def flush(self) -> int:
+        """Hand the rows to the operating system, so that readers see them, and give the size in bytes."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written: {error}; the latest checkpoint is whole. Free disk space, "
+                "then use --resume."
+            ) from error
+        return self._file.tell()
 
-    def sync(self) -> int:
-        """Bring the rows to the disk, and give the size of the file in bytes."""
-        self._file.flush()
+    def sync(self) -> None:
+        """Bring the rows to the disk."""
+        self.flush()
         os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self._file.close()
 

@@ -26,6 +26,8 @@ class StepDistillation:
         temperature: Divides both logits.
         min_log_prob: Floor in nats under the log-probs that the divergence divides by; None for none.
         step_divergence: "abs_log_ratio" or "kl": what a step's divergence averages.
+        vocab_size: Columns of the logits that are real tokens; None takes those that both models have.
+        needs_teacher: It reads teacher logits.
         weighting: Turns step divergences into step weights; None weighs every step with 1.
 
     Source: arXiv 2605.07725, equations (5), (7) and (9); form (b) of our derivation in docs/math.md.
@@ -38,6 +40,7 @@ class StepDistillation:
     min_log_prob: float | None = None
     step_divergence: str = "abs_log_ratio"
     weighting: SodWeighting | None = None
+    vocab_size: int | None = None
     needs_teacher: bool = True
 
     def loss(
@@ -57,7 +60,7 @@ class StepDistillation:
             divergence=self.divergence,
             beta=self.beta,
             temperature=self.temperature,
-            vocab_size=shared_vocabulary(student_logits, teacher_logits),
+            vocab_size=self.vocab_size or shared_vocabulary(student_logits, teacher_logits),
             min_log_prob=self.min_log_prob,
             step_divergence=self.step_divergence,
             weighting=self.weighting,

@@ -14,16 +14,23 @@ from sod.packing import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class SFT:
-    """Loss = mean over trained tokens of -log p(token); step divergence = that mean per step."""
+    """Loss = mean over trained tokens of -log p(token); step divergence = that mean per step.
+
+    Attributes:
+        name: Name in a TOML file.
+        needs_teacher: It reads no teacher.
+        vocab_size: Columns of the logits that are real tokens; None for all.
+    """
 
     name: str = "sft"
     needs_teacher: bool = False
+    vocab_size: int | None = None
 
     def loss(
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, denominator: int
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
-        token_nll = cross_entropy(student_logits.float(), batch.labels, reduction="none")
+        token_nll = cross_entropy(student_logits[:, : self.vocab_size].float(), batch.labels, reduction="none")
         is_trained = batch.row_loss_mask
         kept = torch.where(is_trained, token_nll, 0.0)
         zeros = token_nll.new_zeros(batch.num_steps, dtype=torch.float64)

@@ -1,0 +1,301 @@
+"""Builds the parts of a run from its settings, and proves that they fit before any rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sod.chat import ChatRenderer
+from sod.config import RunConfig, SFTSection, StudentSection, TeacherSection
+from sod.data import expert_trajectories, load_tasks
+from sod.envs.base import EnvironmentFactory
+from sod.envs.registry import BuiltEnvironment, build_environment
+from sod.envs.tool_entry import tool_environment
+from sod.errors import ConfigError
+from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer
+from sod.rewards import Reward
+from sod.rollout.store import read_trajectories
+from sod.scoring import check_head
+from sod.teacher.base import Capability, Teacher
+from sod.teacher.local import LocalTeacher
+from sod.tools import Tool
+from sod.types import Task, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """Everything that a trainer works with.
+
+    Attributes:
+        student: The model that is trained.
+        tokenizer: Its tokenizer, also the teacher's.
+        renderer: Text to ids and back.
+        teacher: Scores; None for "sft".
+        environment: What the student acts in; None for "sft" without evaluation.
+        tasks: Training tasks; empty for "sft".
+        eval_tasks: Held-out tasks.
+        expert: Expert trajectories, for "sft" only.
+    """
+
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    renderer: ChatRenderer
+    teacher: Teacher | None = None
+    environment: BuiltEnvironment | None = None
+    tasks: Sequence[Task] = ()
+    eval_tasks: Sequence[Task] = ()
+    expert: Sequence[Trajectory] = ()
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits that are real tokens; a model may pad its vocabulary beyond them."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    @property
+    def pad_id(self) -> int:
+        """Token id of padding."""
+        return self.renderer.pad_id
+
+    @property
+    def needs_sampler(self) -> bool:
+        """Whether anything is ever rolled out."""
+        return self.environment is not None and bool(self.tasks or self.eval_tasks)
+
+
+def pick_device(config: RunConfig) -> torch.device:
+    """Give the device that a run is set to.
+
+    Raises:
+        ConfigError: If it is "cuda" and there is none.
+    """
+    wanted, has_cuda = config.trainer.device, torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise ConfigError('[trainer] device = "cuda": no CUDA device is visible; take "auto" or "cpu"')
+    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
+
+
+def assemble(config: RunConfig) -> RunParts:
+    """Build every part that a TOML file describes.
+
+    Cheap things come first (sections, files, tokenizers, template, tools), weights last.
+
+    Args:
+        config: Its settings.
+
+    Returns:
+        The parts, checked against each other.
+
+    Raises:
+        SodError: Whatever does not exist or does not fit; ConfigError, DataError, ModelError,
+            TemplateError or SandboxUnavailableError.
+    """
+    section = require_sections(config)
+    tokenizer = load_tokenizer(section)
+    if config.teacher is not None:
+        check_same_tokenizer(tokenizer, load_tokenizer(config.teacher))
+    environment = build_environment(config.environment) if config.environment is not None else None
+    with _closing_on_error(environment):
+        renderer = make_renderer(tokenizer, environment, section)
+        tasks, eval_tasks, expert = load_data(config, renderer)
+        device = pick_device(config)
+        student = load_model(section, device=device)
+        if section.gradient_checkpointing:
+            student.gradient_checkpointing_enable()
+        teacher = LocalTeacher(load_model(config.teacher, device=device)) if config.teacher is not None else None
+        parts = RunParts(
+            student=student,
+            tokenizer=tokenizer,
+            renderer=renderer,
+            teacher=teacher,
+            environment=environment,
+            tasks=tasks,
+            eval_tasks=eval_tasks,
+            expert=expert,
+        )
+        check_parts(config, parts)
+        return parts
+
+
+def assemble_objects(
+    config: RunConfig,
+    *,
+    student: PreTrainedModel | str,
+    teacher: Teacher | PreTrainedModel | str | None,
+    environment: BuiltEnvironment | EnvironmentFactory | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    tools: Sequence[Tool | Callable[..., Any]],
+    reward: Reward | str | None,
+    tasks: Sequence[Task],
+    eval_tasks: Sequence[Task],
+    expert: Sequence[Trajectory],
+) -> RunParts:
+    """Bring the parts that a Python caller gives into one form; see `sod.trainer.SODTrainer`.
+
+    Returns:
+        The parts, checked against each other.
+
+    Raises:
+        SodError: Whatever is missing or does not fit.
+    """
+    device = pick_device(config)
+    if isinstance(student, str):
+        section = StudentSection(model=student)
+        tokenizer = tokenizer or load_tokenizer(section)
+        student = load_model(section)
+    if tokenizer is None:
+        raise ConfigError("SODTrainer: tokenizer is None; wanted the tokenizer of the student, pass tokenizer=")
+    if isinstance(teacher, str):
+        named = TeacherSection(model=teacher)
+        check_same_tokenizer(tokenizer, load_tokenizer(named))
+        teacher = load_model(named)
+    if isinstance(teacher, PreTrainedModel):
+        teacher = LocalTeacher(teacher.to(device))
+    built = _built_environment(environment, tools, reward)
+    parts = RunParts(
+        student=student.to(device),
+        tokenizer=tokenizer,
+        renderer=make_renderer(tokenizer, built, None),
+        teacher=teacher,
+        environment=built,
+        tasks=tasks,
+        eval_tasks=eval_tasks,
+        expert=expert,
+    )
+    check_parts(config, parts)
+    return parts
+
+
+def check_parts(config: RunConfig, parts: RunParts) -> None:
+    """Prove that the parts are what the algorithm needs, and fit each other.
+
+    Args:
+        config: The settings.
+        parts: What was built or given.
+
+    Raises:
+        SodError: Naming the part and what to do.
+    """
+    is_sft = isinstance(config.algorithm, SFTSection)
+    name = config.algorithm.name
+    if is_sft and parts.teacher is not None:
+        raise ConfigError('a teacher was given, but algorithm "sft" reads none; remove it')
+    if is_sft and not parts.expert:
+        raise ConfigError('algorithm "sft" needs expert trajectories, but there are none; pass expert=')
+    if not is_sft and parts.expert:
+        raise ConfigError(f'expert trajectories were given, but algorithm "{name}" reads none; remove them')
+    if not is_sft and parts.teacher is None:
+        raise ConfigError(f'algorithm "{name}" needs a teacher, but there is none; pass teacher=')
+    if not is_sft and parts.environment is None:
+        raise ConfigError(f'algorithm "{name}" needs an environment; pass environment=, or tools= and reward=')
+    if not is_sft and not parts.tasks:
+        raise ConfigError(f'algorithm "{name}" needs tasks, but there are none; pass tasks=')
+    if config.evaluation.every and (not parts.eval_tasks or parts.environment is None):
+        raise ConfigError(
+            f"[evaluation] every = {config.evaluation.every}: needs held-out tasks and an environment; "
+            "give both or set every = 0"
+        )
+    check_vocabulary(parts.student, parts.tokenizer, "student")
+    check_head(parts.student, "student")
+    if parts.teacher is not None and Capability.LOGITS not in parts.teacher.capabilities:
+        raise ConfigError(f'algorithm "{name}" needs full logits, which this teacher does not give')
+    if isinstance(parts.teacher, LocalTeacher):
+        check_vocabulary(parts.teacher.model, parts.tokenizer, "teacher")
+        check_head(parts.teacher.model, "teacher")
+
+
+def require_sections(config: RunConfig) -> StudentSection:
+    """Prove that a configuration describes every part that its algorithm needs.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        The student's section.
+
+    Raises:
+        ConfigError: Naming the section that is missing.
+    """
+    is_sft = isinstance(config.algorithm, SFTSection)
+    if config.student is None:
+        raise ConfigError("section [student] is missing; give the model that is trained")
+    if config.data is None:
+        raise ConfigError("section [data] is missing; give the training file")
+    if config.teacher is None and not is_sft:
+        raise ConfigError(f'section [teacher] is missing; algorithm "{config.algorithm.name}" needs one')
+    if config.environment is None and not (is_sft and config.data.eval is None):
+        raise ConfigError("section [environment] is missing; it says what the student acts in")
+    return config.student
+
+
+def make_renderer(
+    tokenizer: PreTrainedTokenizerBase, environment: BuiltEnvironment | None, student: StudentSection | None
+) -> ChatRenderer:
+    """Make the renderer for a tokenizer and the tools of an environment.
+
+    Raises:
+        TemplateError: If the chat template rewrites what came before.
+    """
+    return ChatRenderer(
+        tokenizer,
+        tools=environment.tools if environment is not None else (),
+        stop_tokens=environment.stop_tokens if environment is not None else (),
+        enable_thinking=student.enable_thinking if student is not None else None,
+    )
+
+
+def load_data(
+    config: RunConfig, renderer: ChatRenderer
+) -> tuple[Sequence[Task], Sequence[Task], Sequence[Trajectory]]:
+    """Read the task files of a run: training tasks, held-out tasks, expert trajectories.
+
+    Raises:
+        DataError: Naming file, row and column.
+    """
+    data = config.data
+    if data is None:
+        return (), (), ()
+    columns = {"prompt_column": data.prompt_column, "answer_column": data.answer_column}
+    tasks: Sequence[Task] = ()
+    expert: Sequence[Trajectory] = ()
+    if isinstance(config.algorithm, SFTSection):
+        if data.train.name.endswith(".jsonl.gz"):
+            expert = read_trajectories(data.train)
+        else:
+            expert = expert_trajectories(data.train, renderer)
+        expert = expert[: data.train_limit]
+    else:
+        tasks = load_tasks(data.train, limit=data.train_limit, **columns)
+    eval_tasks = load_tasks(data.eval, limit=data.eval_limit, **columns) if data.eval is not None else ()
+    return tasks, eval_tasks, expert
+
+
+def _built_environment(
+    environment: BuiltEnvironment | EnvironmentFactory | None,
+    tools: Sequence[Tool | Callable[..., Any]],
+    reward: Reward | str | None,
+) -> BuiltEnvironment | None:
+    has_tools = bool(tools) or reward is not None
+    if environment is not None and has_tools:
+        raise ConfigError("SODTrainer: got environment and tools or reward; wanted one of the two")
+    if isinstance(environment, BuiltEnvironment) or (environment is None and not has_tools):
+        return environment
+    if environment is not None:
+        return BuiltEnvironment(factory=environment)
+    if reward is None:
+        raise ConfigError("SODTrainer: got tools without a reward; pass reward=, a name or a function")
+    return tool_environment(tools, reward)
+
+
+@contextmanager
+def _closing_on_error(environment: BuiltEnvironment | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if environment is not None:
+            environment.close()
+        raise

@@ -1,0 +1,230 @@
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is written to a temporary folder, brought to the disk, and renamed; the `latest` pointer
+follows last. Whatever moment the process dies at, `latest` names a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sod.errors import CheckpointError
+
+STATE_FILE = "trainer_state.json"
+TENSOR_FILE = "trainer_state.pt"
+POINTER = "latest"
+TEMPORARY_PREFIX = "tmp-"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """Where a run stands; everything besides weights, optimiser and random generators.
+
+    Attributes:
+        round: Rounds finished.
+        update: Updates made or skipped.
+        cursor: Tasks (or expert trajectories) taken from the data stream.
+        updates_in_round: Updates made from the round that is not finished; 0 between rounds.
+        num_skipped: Updates skipped for a gradient that was not finite.
+        num_skipped_in_a_row: Those since the last update that was made.
+        has_warned_anchor: Whether the warning about a collapsed anchor was given.
+        file_bytes: Size of each metrics file at this point.
+        round_metrics: Metrics of the updates of the unfinished round.
+        round_steps: Per turn of the unfinished round: number of steps, sum of divergences, of weights.
+    """
+
+    round: int = 0
+    update: int = 0
+    cursor: int = 0
+    updates_in_round: int = 0
+    num_skipped: int = 0
+    num_skipped_in_a_row: int = 0
+    has_warned_anchor: bool = False
+    file_bytes: Mapping[str, int] = field(default_factory=dict)
+    round_metrics: Sequence[Mapping[str, float]] = ()
+    round_steps: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Folder name of the checkpoint of this state."""
+        return f"round_{self.round:05d}_update_{self.update:07d}"
+
+
+def save_checkpoint(
+    root: Path,
+    state: TrainerState,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer_state: Sequence[Mapping[str, Any]],
+    keep_last: int,
+) -> Path:
+    """Write a checkpoint and make it the latest.
+
+    Args:
+        root: Folder of all checkpoints of the run.
+        state: Where the run stands.
+        model: Saved in the Hugging Face form.
+        tokenizer: Saved next to it.
+        optimizer_state: `OptimizerSet.state_dict()`.
+        keep_last: Checkpoints that stay, this one included.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        CheckpointError: If it cannot be written; the checkpoints before it stay as they are.
+    """
+    target = root / state.name
+    if _pointed(root) == state.name and target.is_dir():
+        return target
+    temporary = root / f"{TEMPORARY_PREFIX}{state.name}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove(target)
+        _remove(temporary)
+        temporary.mkdir()
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        torch.save({"optimizer": list(optimizer_state), "rng": _rng_state()}, temporary / TENSOR_FILE)
+        text = json.dumps({"version": VERSION, **asdict(state)}, indent=1)
+        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+        _sync_tree(temporary)
+        temporary.rename(target)
+        _sync_folder(root)
+        _write_pointer(root, state.name)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"save_checkpoint: {target} could not be written ({error}); the checkpoints before it are whole. "
+            "Free disk space or give another [run] output, then use --resume."
+        ) from error
+    _keep(root, keep_last, state.name)
+    return target
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """Give the folder of the latest whole checkpoint, None before the first.
+
+    Raises:
+        CheckpointError: If the pointer names a checkpoint that is gone.
+    """
+    name = _pointed(root)
+    if name is None:
+        return None
+    folder = root / name
+    if not (folder / STATE_FILE).is_file() or not (folder / TENSOR_FILE).is_file():
+        raise CheckpointError(
+            f"latest_checkpoint: {root / POINTER} names {name!r}, but {folder} is not a whole checkpoint; "
+            f"write the name of another folder into {root / POINTER}"
+        )
+    return folder
+
+
+def discard_after(root: Path, latest: Path | None) -> None:
+    """Remove what a killed process left: temporary folders, and checkpoints that never became the latest."""
+    if not root.is_dir():
+        return
+    for entry in sorted(root.iterdir()):
+        is_newer = entry.name.startswith("round_") and (latest is None or entry.name > latest.name)
+        if entry.name.startswith(TEMPORARY_PREFIX) or is_newer:
+            _remove(entry)
+
+
+def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]], dict[str, Any]]:
+    """Read what a checkpoint holds besides the weights.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        State, state of the optimisers, state of the random generators.
+
+    Raises:
+        CheckpointError: If a file is damaged or of another version.
+    """
+    try:
+        raw = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        tensors = torch.load(folder / TENSOR_FILE, weights_only=True, map_location="cpu")
+        version = raw.pop("version")
+        raw["round_steps"] = {turn: tuple(sums) for turn, sums in raw["round_steps"].items()}
+        raw["round_metrics"] = tuple(raw["round_metrics"])
+        state = TrainerState(**raw)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"load_state: {folder} cannot be read: {error}") from error
+    if version != VERSION:
+        raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")
+    return state, tensors["optimizer"], tensors["rng"]
+
+
+def restore_rng(state: Mapping[str, Any]) -> None:
+    """Set the global random generators to a saved state."""
+    kind, words, gauss = state["python"]
+    random.setstate((kind, tuple(words), gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _pointed(root: Path) -> str | None:
+    pointer = root / POINTER
+    return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+
+
+def _write_pointer(root: Path, name: str) -> None:
+    temporary = root / f"{TEMPORARY_PREFIX}{POINTER}"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(root / POINTER)
+    _sync_folder(root)
+
+
+def _keep(root: Path, keep_last: int, current: str) -> None:
+    names = sorted(entry.name for entry in root.iterdir() if entry.name.startswith("round_"))
+    for name in names[:-keep_last]:
+        if name != current:
+            doomed = root / f"{TEMPORARY_PREFIX}{name}"
+            (root / name).rename(doomed)
+            _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+
+
+def _sync_tree(folder: Path) -> None:
+    for entry in folder.rglob("*"):
+        if entry.is_file():
+            with entry.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

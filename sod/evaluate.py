@@ -1,0 +1,51 @@
+"""How good a policy is on held-out tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sod.loop.records import rollout_metrics
+from sod.types import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """Result of one evaluation.
+
+    Attributes:
+        success_mean: Share of attempts that succeed.
+        success_stderr: Its standard error over tasks: the spread of the tasks' own means.
+        metrics: Flat numbers under the prefix `eval/`.
+        trajectories: Every attempt.
+    """
+
+    success_mean: float
+    success_stderr: float
+    metrics: dict[str, float]
+    trajectories: Sequence[Trajectory]
+
+
+def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
+    """Sum up the attempts of an evaluation.
+
+    Args:
+        trajectories: All attempts; those at one task share their `group_id`.
+
+    Returns:
+        Means, and the standard error over tasks (attempts at one task are not independent).
+    """
+    by_task: dict[int, list[float]] = {}
+    for trajectory in trajectories:
+        by_task.setdefault(trajectory.group_id, []).append(float(trajectory.is_success))
+    means = [math.fsum(values) / len(values) for values in by_task.values()]
+    mean = math.fsum(means) / max(1, len(means))
+    spread = math.fsum((value - mean) ** 2 for value in means)
+    stderr = math.sqrt(spread / (len(means) - 1) / len(means)) if len(means) > 1 else math.nan
+    metrics = {
+        key.replace("rollout/", "eval/").replace("tool/", "eval/tool_"): value
+        for key, value in rollout_metrics(trajectories).items()
+    }
+    metrics |= {"eval/success_mean": mean, "eval/success_stderr": stderr, "eval/tasks": float(len(means))}
+    return EvalResult(success_mean=mean, success_stderr=stderr, metrics=metrics, trajectories=trajectories)

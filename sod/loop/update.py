@@ -1,0 +1,166 @@
+"""One optimiser update from the microbatches of a minibatch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sod.algorithms import Algorithm, LossOutput
+from sod.optim import OptimizerSet
+from sod.packing import Batch
+from sod.scoring import row_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStats:
+    """One step as the loss saw it.
+
+    Attributes:
+        trajectory: Index of its trajectory in the round.
+        turn: Its turn within the trajectory.
+        tokens: Its response tokens.
+        divergence: Mean divergence in nats.
+        weight: Weight that was applied.
+    """
+
+    trajectory: int
+    turn: int
+    tokens: int
+    divergence: float
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateResult:
+    """What one update gives.
+
+    Attributes:
+        metrics: Flat numbers by name.
+        steps: Every step of the minibatch.
+        is_skipped: Whether the gradient was not finite, so that the weights are as before.
+    """
+
+    metrics: dict[str, float]
+    steps: list[StepStats]
+    is_skipped: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """How an update is made.
+
+    Attributes:
+        denominator: Trained tokens of the whole minibatch.
+        learning_rate_scale: Share of the peak learning rate.
+        max_grad_norm: Norm that gradients are clipped to.
+        autocast_dtype: Type of the student's matrix products; None for the weights' own.
+    """
+
+    denominator: int
+    learning_rate_scale: float
+    max_grad_norm: float
+    autocast_dtype: torch.dtype | None = None
+
+
+def run_update(
+    model: PreTrainedModel,
+    optimizer: OptimizerSet,
+    algorithm: Algorithm,
+    batches: Sequence[Batch],
+    teacher_logits: Callable[[int, Batch], Tensor | None],
+    settings: UpdateSettings,
+    inspect: Callable[[Batch, Tensor], None] | None = None,
+) -> UpdateResult:
+    """Make one update; microbatches add up to the gradient of the whole minibatch.
+
+    Args:
+        model: The student; its weights change unless the gradient is not finite.
+        optimizer: Holds the student's parameters.
+        algorithm: Gives the loss.
+        batches: Microbatches of the minibatch.
+        teacher_logits: Gives the teacher's (N, V) logits of a microbatch by its position and itself.
+        settings: How to make it.
+        inspect: Called with each microbatch and the student's logits before any weight changes.
+
+    Returns:
+        Metrics and steps.
+    """
+    started = time.perf_counter()
+    teacher_s = 0.0
+    model.train()
+    optimizer.zero_grad()
+    outputs: list[LossOutput] = []
+    for index, batch in enumerate(batches):
+        moved = batch.to(model.device)
+        before_teacher = time.perf_counter()
+        target = teacher_logits(index, moved)
+        teacher_s += time.perf_counter() - before_teacher
+        with torch.autocast(
+            model.device.type, dtype=settings.autocast_dtype, enabled=settings.autocast_dtype is not None
+        ):
+            logits = row_logits(model, moved)
+        if inspect is not None:
+            inspect(moved, logits.detach())
+        output = algorithm.loss(moved, logits, target, settings.denominator)
+        output.loss.backward()
+        outputs.append(_detached(output))
+    grad_norm = float(optimizer.clip(settings.max_grad_norm))
+    is_skipped = not math.isfinite(grad_norm)
+    if not is_skipped:
+        optimizer.step(settings.learning_rate_scale)
+    optimizer.zero_grad()
+    model.eval()
+    steps = [row for batch, output in zip(batches, outputs, strict=True) for row in _steps(batch, output)]
+    metrics = _metrics(outputs, steps, settings)
+    metrics |= {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
+    metrics |= {"time/teacher_s": teacher_s, "time/update_s": time.perf_counter() - started - teacher_s}
+    return UpdateResult(metrics=metrics, steps=steps, is_skipped=is_skipped)
+
+
+def _detached(output: LossOutput) -> LossOutput:
+    return LossOutput(
+        loss=output.loss.detach(),
+        token_sums=output.token_sums,
+        step_divergence=output.step_divergence,
+        step_weights=output.step_weights,
+        step_tokens=output.step_tokens,
+    )
+
+
+def _steps(batch: Batch, output: LossOutput) -> list[StepStats]:
+    columns = zip(
+        batch.step_trajectory.tolist(),
+        batch.step_turn.tolist(),
+        output.step_tokens.tolist(),
+        output.step_divergence.tolist(),
+        output.step_weights.tolist(),
+        strict=True,
+    )
+    return [
+        StepStats(
+            trajectory=batch.trajectories[place], turn=turn, tokens=tokens, divergence=divergence, weight=weight
+        )
+        for place, turn, tokens, divergence, weight in columns
+    ]
+
+
+def _metrics(
+    outputs: Sequence[LossOutput], steps: Sequence[StepStats], settings: UpdateSettings
+) -> dict[str, float]:
+    metrics = {"loss/total": math.fsum(float(output.loss) for output in outputs)}
+    for key in outputs[0].token_sums if outputs else ():
+        total = math.fsum(float(output.token_sums[key]) for output in outputs)
+        metrics[f"{key}_mean"] = total / settings.denominator
+    num_steps = max(1, len(steps))
+    metrics["step/weight_mean"] = math.fsum(step.weight for step in steps) / num_steps
+    metrics["step/divergence_mean"] = math.fsum(step.divergence for step in steps) / num_steps
+    metrics["update/tokens"] = float(settings.denominator)
+    metrics["update/steps"] = float(len(steps))
+    metrics["update/learning_rate_scale"] = settings.learning_rate_scale
+    return metrics
