@@ -49,8 +49,9 @@ class HFEngine:
             policy_version: Number of optimiser updates behind them.
         """
         if model_or_state is not self.model:
-            is_module = isinstance(model_or_state, nn.Module)
-            self.model.load_state_dict(model_or_state.state_dict() if is_module else model_or_state)
+            if isinstance(model_or_state, nn.Module):
+                model_or_state = model_or_state.state_dict()
+            self.model.load_state_dict(model_or_state)
         self.policy_version = policy_version
 
     def rollout(
