@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,23 +95,23 @@ def assemble(config: RunConfig) -> RunParts:
             TemplateError or SandboxUnavailableError.
     """
     section = require_sections(config)
+    is_sft = isinstance(config.algorithm, SFTSection)
     tokenizer = load_tokenizer(section)
     if config.teacher is not None:
         check_same_tokenizer(tokenizer, load_tokenizer(config.teacher))
     environment = build_environment(config.environment) if config.environment is not None else None
-    with _closing_on_error(environment):
+    with closing_on_error(environment):
         renderer = make_renderer(tokenizer, environment, section)
-        tasks, eval_tasks, expert = load_data(config, renderer)
+        has_eval = config.data is not None and config.data.eval is not None
+        eval_tasks = load_task_file(config, "eval") if has_eval else ()
+        tasks = () if is_sft else load_task_file(config, "train")
+        expert = load_expert(config, renderer) if is_sft else ()
         device = pick_device(config)
-        student = load_model(section, device=device)
-        if section.gradient_checkpointing:
-            student.gradient_checkpointing_enable()
-        teacher = LocalTeacher(load_model(config.teacher, device=device)) if config.teacher is not None else None
         parts = RunParts(
-            student=student,
+            student=load_student(section, device),
             tokenizer=tokenizer,
             renderer=renderer,
-            teacher=teacher,
+            teacher=LocalTeacher(load_model(config.teacher, device=device)) if config.teacher else None,
             environment=environment,
             tasks=tasks,
             eval_tasks=eval_tasks,
@@ -119,6 +119,43 @@ def assemble(config: RunConfig) -> RunParts:
         )
         check_parts(config, parts)
         return parts
+
+
+def assemble_policy(config: RunConfig, which: Literal["train", "eval"]) -> RunParts:
+    """Build what a rollout needs and no more: student, environment and one task file, no teacher.
+
+    Args:
+        config: The settings.
+        which: The task file.
+
+    Returns:
+        The parts; the tasks are in `tasks`.
+
+    Raises:
+        SodError: Whatever does not exist or does not fit.
+    """
+    if config.student is None:
+        raise ConfigError("section [student] is missing; give the model that is sampled")
+    if config.environment is None:
+        raise ConfigError("section [environment] is missing; it says what the student acts in")
+    tasks = load_task_file(config, which)
+    tokenizer = load_tokenizer(config.student)
+    environment = build_environment(config.environment)
+    with closing_on_error(environment):
+        renderer = make_renderer(tokenizer, environment, config.student)
+        student = load_student(config.student, pick_device(config))
+        check_vocabulary(student, tokenizer, "student")
+        return RunParts(
+            student=student, tokenizer=tokenizer, renderer=renderer, environment=environment, tasks=tasks
+        )
+
+
+def load_student(section: StudentSection, device: torch.device) -> PreTrainedModel:
+    """Load the student as its section says."""
+    student = load_model(section, device=device)
+    if section.gradient_checkpointing:
+        student.gradient_checkpointing_enable()
+    return student
 
 
 def assemble_objects(
@@ -248,30 +285,38 @@ def make_renderer(
     )
 
 
-def load_data(
-    config: RunConfig, renderer: ChatRenderer
-) -> tuple[Sequence[Task], Sequence[Task], Sequence[Trajectory]]:
-    """Read the task files of a run: training tasks, held-out tasks, expert trajectories.
+def load_task_file(config: RunConfig, which: Literal["train", "eval"]) -> Sequence[Task]:
+    """Read the training or the held-out tasks of a run.
 
     Raises:
+        ConfigError: If the configuration names no such file.
         DataError: Naming file, row and column.
     """
     data = config.data
-    if data is None:
-        return (), (), ()
-    columns = {"prompt_column": data.prompt_column, "answer_column": data.answer_column}
-    tasks: Sequence[Task] = ()
-    expert: Sequence[Trajectory] = ()
-    if isinstance(config.algorithm, SFTSection):
-        if data.train.name.endswith(".jsonl.gz"):
-            expert = read_trajectories(data.train)
-        else:
-            expert = expert_trajectories(data.train, renderer)
-        expert = expert[: data.train_limit]
-    else:
-        tasks = load_tasks(data.train, limit=data.train_limit, **columns)
-    eval_tasks = load_tasks(data.eval, limit=data.eval_limit, **columns) if data.eval is not None else ()
-    return tasks, eval_tasks, expert
+    path = None if data is None else getattr(data, which)
+    if data is None or path is None:
+        raise ConfigError(f"[data] {which} is missing; give a .jsonl or .parquet file of tasks")
+    return load_tasks(
+        path,
+        prompt_column=data.prompt_column,
+        answer_column=data.answer_column,
+        limit=data.train_limit if which == "train" else data.eval_limit,
+    )
+
+
+def load_expert(config: RunConfig, renderer: ChatRenderer) -> Sequence[Trajectory]:
+    """Read expert trajectories: a trajectories file (.jsonl.gz), or rows of chat messages.
+
+    Raises:
+        ConfigError: If the configuration names no file.
+        DataError: Naming file, row and column.
+    """
+    if config.data is None:
+        raise ConfigError("[data] train is missing; give a file of expert conversations")
+    path = config.data.train
+    is_stored = path.name.endswith(".jsonl.gz")
+    expert = read_trajectories(path) if is_stored else expert_trajectories(path, renderer)
+    return expert[: config.data.train_limit]
 
 
 def _built_environment(
@@ -292,7 +337,8 @@ def _built_environment(
 
 
 @contextmanager
-def _closing_on_error(environment: BuiltEnvironment | None) -> Iterator[None]:
+def closing_on_error(environment: BuiltEnvironment | None) -> Iterator[None]:
+    """Close an environment if what is built on it fails."""
     try:
         yield
     except BaseException:

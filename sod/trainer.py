@@ -29,7 +29,6 @@ from sod.checkpoint import (
     save_checkpoint,
 )
 from sod.config import RunConfig, SODSection
-from sod.engines.hf import HFEngine
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment
 from sod.errors import TrainingError
@@ -44,7 +43,7 @@ from sod.loop.records import (
     step_rows,
     step_table,
 )
-from sod.loop.sampling import Sampler
+from sod.loop.sampling import make_sampler
 from sod.loop.signals import StopRequested, StopSignals
 from sod.loop.update import UpdateResult, UpdateSettings, run_update
 from sod.metrics import JsonLines, read_rows
@@ -186,7 +185,7 @@ class SODTrainer:
             stack.enter_context(self._display)
             if self.parts.needs_sampler:
                 runner = stack.enter_context(ToolRunner(max_workers=self.config.rollout.max_workers))
-                self._sampler = self._make_sampler(runner)
+                self._sampler = make_sampler(self.config, self.parts, runner)
             self._display.begin(self.state.round, self.config.trainer.rounds)
             try:
                 self._rounds()
@@ -355,25 +354,6 @@ class SODTrainer:
             self._stop.check()
 
         return report
-
-    def _make_sampler(self, runner: ToolRunner) -> Sampler:
-        engine = HFEngine(
-            self.model,
-            pad_id=self.parts.pad_id,
-            vocab_size=self.parts.vocab_size,
-            max_batch=self.config.rollout.max_batch,
-        )
-        if self.parts.environment is None:
-            raise TrainingError("train: a rollout needs an environment, but there is none")
-        return Sampler(
-            engine=engine,
-            renderer=self.parts.renderer,
-            factory=self.parts.environment.factory,
-            runner=runner,
-            config=self.config,
-            device_type=self.model.device.type,
-            autocast_dtype=self._autocast,
-        )
 
     def _commit(self, state: TrainerState) -> None:
         sizes = {"metrics": self._metrics.flush(), "steps": self._steps.flush()}

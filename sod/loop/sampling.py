@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from sod.assembly import RunParts
 from sod.chat import ChatRenderer
 from sod.config import RunConfig
 from sod.engines.base import RolloutEngine, SamplingParams
+from sod.engines.hf import HFEngine
 from sod.envs.base import EnvironmentFactory
+from sod.errors import ConfigError
 from sod.evaluate import EvalResult, summarise
 from sod.rollout.collector import RolloutLimits, collect
 from sod.seeding import derive_seed
@@ -108,3 +111,35 @@ class Sampler:
                 num_samples=num_samples,
                 progress=progress,
             )
+
+
+def make_sampler(config: RunConfig, parts: RunParts, runner: ToolRunner) -> Sampler:
+    """Make the sampler of a run, its engine on the student's own weights.
+
+    Args:
+        config: The settings.
+        parts: Student, renderer and environment.
+        runner: Runs tool calls.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ConfigError: If there is no environment.
+    """
+    if parts.environment is None:
+        raise ConfigError("a rollout needs an environment, but there is none; give [environment]")
+    return Sampler(
+        engine=HFEngine(
+            parts.student,
+            pad_id=parts.pad_id,
+            vocab_size=parts.vocab_size,
+            max_batch=config.rollout.max_batch,
+        ),
+        renderer=parts.renderer,
+        factory=parts.environment.factory,
+        runner=runner,
+        config=config,
+        device_type=parts.student.device.type,
+        autocast_dtype=torch.bfloat16 if config.trainer.precision == "bfloat16" else None,
+    )

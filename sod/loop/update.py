@@ -116,7 +116,7 @@ def run_update(
         optimizer.step(settings.learning_rate_scale)
     optimizer.zero_grad()
     model.eval()
-    steps = [row for batch, output in zip(batches, outputs, strict=True) for row in _steps(batch, output)]
+    steps = [row for batch, output in zip(batches, outputs, strict=True) for row in step_stats(batch, output)]
     metrics = _metrics(outputs, steps, settings)
     metrics |= {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
     metrics |= {"time/teacher_s": teacher_s, "time/update_s": time.perf_counter() - started - teacher_s}
@@ -133,7 +133,8 @@ def _detached(output: LossOutput) -> LossOutput:
     )
 
 
-def _steps(batch: Batch, output: LossOutput) -> list[StepStats]:
+def step_stats(batch: Batch, output: LossOutput) -> list[StepStats]:
+    """Read the steps of a microbatch off the loss output."""
     columns = zip(
         batch.step_trajectory.tolist(),
         batch.step_turn.tolist(),

@@ -1,0 +1,231 @@
+"""The command line: `sod train | eval | rollout | score | demo`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from sod.errors import SodError
+
+EXIT_ERROR = 2
+TRACEBACK_VARIABLE = "SOD_TRACEBACK"
+
+app = typer.Typer(
+    name="sod",
+    help="Step-wise on-policy distillation of tool-using agents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="RUN.TOML", help="Settings of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="Override a setting, its value as in TOML. Repeatable."
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Checkpoint folder to take the student from, in place of [student] model."),
+]
+
+
+class Split(StrEnum):
+    """Which task file."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+
+
+class StepDivergence(StrEnum):
+    """What a step's divergence averages."""
+
+    ABS_LOG_RATIO = "abs_log_ratio"
+    KL = "kl"
+
+
+@app.callback()
+def root(
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the traceback of an error (or set SOD_TRACEBACK=1).")
+    ] = False,
+) -> None:
+    """Step-wise on-policy distillation of tool-using agents."""
+    if show_traceback:
+        os.environ[TRACEBACK_VARIABLE] = "1"
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the latest checkpoint in [run] output.")
+    ] = False,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all that can be checked without the weights, and stop.")
+    ] = False,
+    is_quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
+) -> None:
+    """Train a student: roll it out, score its steps with the teacher, update it.
+
+    Ctrl-C or SIGTERM finishes the current update, writes a checkpoint and stops; --resume goes on from there
+    as if nothing had happened.
+    """
+    with errors_reported():
+        from sod import commands
+        from sod.config_file import load_config
+        from sod.loop.display import Display
+        from sod.loop.signals import StopRequested
+        from sod.trainer import SODTrainer
+
+        settings = load_config(config, overrides or [])
+        if dry_run:
+            for line in commands.dry_run(settings, resume=resume):
+                typer.echo(line)
+            return
+        trainer = SODTrainer.from_config(settings, display=Display(is_quiet=is_quiet))
+        try:
+            result = trainer.train(resume=resume)
+        except StopRequested as stop:
+            again = " ".join(f"--set {shlex.quote(one)}" for one in overrides or [])
+            name = signal.Signals(stop.signal_number).name
+            typer.echo(
+                f"{name}: stopped after update {trainer.state.update} of {settings.num_updates}; go on with: "
+                f"sod train {config} --resume {again}".rstrip(),
+                err=True,
+            )
+            raise typer.Exit(128 + stop.signal_number) from None
+        typer.echo(f"finished: {result.checkpoint}")
+
+
+@app.command("eval")
+def evaluate(
+    config: ConfigPath,
+    checkpoint: Checkpoint = None,
+    output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file too.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a student on the held-out tasks ([data] eval), sampled as [evaluation] says."""
+    with errors_reported():
+        from sod import commands
+        from sod.config_file import load_config
+
+        settings = commands.with_checkpoint(load_config(config, overrides or []), checkpoint)
+        with _bar("evaluation") as report:
+            result = commands.evaluate(settings, report)
+        table = Table("metric", "value")
+        for key, value in result.metrics.items():
+            table.add_row(key, f"{value:.4g}")
+        Console().print(table)
+        if output is not None:
+            output.write_text(json.dumps(result.metrics, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command()
+def rollout(
+    config: ConfigPath,
+    output: Annotated[Path, typer.Option(help="Trajectories file to write, .jsonl.gz.")],
+    checkpoint: Checkpoint = None,
+    split: Annotated[Split, typer.Option(help="Which task file of [data].")] = Split.TRAIN,
+    num_tasks: Annotated[int | None, typer.Option(min=1, help="Tasks from the top; all without it.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Roll a student out, sampled as [rollout] says, and write the trajectories with their token ids."""
+    with errors_reported():
+        from sod import commands
+        from sod.config_file import load_config
+        from sod.loop.records import rollout_metrics
+        from sod.rollout.store import write_trajectories
+
+        settings = commands.with_checkpoint(load_config(config, overrides or []), checkpoint)
+        which: Literal["train", "eval"] = "train" if split is Split.TRAIN else "eval"
+        with _bar("rollout") as report:
+            trajectories = commands.rollout(settings, which=which, num_tasks=num_tasks, progress=report)
+        write_trajectories(output, trajectories)
+        numbers = rollout_metrics(trajectories)
+        typer.echo(
+            f"{len(trajectories)} trajectories, success {numbers['rollout/success_mean']:.3f}, "
+            f"{numbers['rollout/errors_per_trajectory']:.2f} errors per trajectory: {output}"
+        )
+
+
+@app.command()
+def score(
+    trajectories: Annotated[Path, typer.Argument(metavar="FILE", help="Trajectories file, .jsonl.gz.")],
+    student: Annotated[str, typer.Option(help="Checkpoint folder or hub name of the student.")],
+    teacher: Annotated[str, typer.Option(help="Checkpoint folder or hub name of the teacher.")],
+    output: Annotated[Path | None, typer.Option(help="Write one JSON line per step here.")] = None,
+    delta: Annotated[float, typer.Option(help="A step weight is at most 1 + delta.")] = 0.2,
+    epsilon: Annotated[float, typer.Option(help="Added to both divergences of a weight, in nats.")] = 1e-6,
+    step_divergence: Annotated[
+        StepDivergence, typer.Option(help="What a step's divergence averages.")
+    ] = StepDivergence.ABS_LOG_RATIO,
+) -> None:
+    """Score the steps of trajectories: how far student and teacher are apart, and SOD's weights."""
+    with errors_reported():
+        from sod import commands
+        from sod.config import SODSection
+
+        kind: Literal["abs_log_ratio", "kl"] = (
+            "kl" if step_divergence is StepDivergence.KL else "abs_log_ratio"
+        )
+        section = SODSection(delta=delta, epsilon=epsilon, step_divergence=kind)
+        rows = commands.score(student, teacher, trajectories, section=section)
+        table = Table("step", "number", "divergence (nats)", "weight")
+        for turn, count, divergence, weight in commands.step_summary(rows):
+            table.add_row(str(turn + 1), str(count), f"{divergence:.4f}", f"{weight:.4f}")
+        Console().print(table)
+        if output is not None:
+            output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the demo's runs.")] = Path("runs/demo"),
+    is_quick: Annotated[bool, typer.Option("--quick", help="A smaller one, for a first look or CI.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Root seed.")] = 0,
+) -> None:
+    """Distil a tool-using agent from nothing on a CPU, in minutes, and compare the methods."""
+    with errors_reported():
+        from sod.demo import run_demo
+
+        run_demo(output=output, is_quick=is_quick, seed=seed)
+
+
+@contextmanager
+def errors_reported() -> Iterator[None]:
+    """Print an error of the SodError tree as one message and leave with code 2."""
+    try:
+        yield
+    except SodError as error:
+        if os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0"):
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_ERROR) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,262 @@
+"""Checks that any backend must pass, whatever it is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from sod_kernels.testing.cases import StepKLCase
+from sod_kernels.testing.truth import Truth, plain_torch, truth
+from sod_kernels.types import DivergenceSpec, TokenStats
+
+_ROUNDING_UNITS = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 2.0, torch.float16: 2.0}
+_TOKEN_FIELDS = (
+    "token_kl",
+    "student_log_probs",
+    "teacher_log_probs",
+    "student_entropy",
+    "student_lse",
+    "teacher_lse",
+    "kl_aux",
+)
+_SAMPLED_FIELDS = ("student_log_probs", "teacher_log_probs")
+
+
+class Backend(Protocol):
+    """What a backend module exposes, besides `availability`."""
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        step_ids: Tensor,
+        sampled_ids: Tensor | None,
+        num_steps: int,
+        spec: DivergenceSpec,
+    ) -> TokenStats:
+        """Run the forward sweep."""
+        ...
+
+    def backward(
+        self,
+        grad_token_kl: Tensor,
+        grad_student_log_probs: Tensor,
+        grad_student_entropy: Tensor,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        step_ids: Tensor,
+        sampled_ids: Tensor | None,
+        student_lse: Tensor,
+        teacher_lse: Tensor,
+        kl_aux: Tensor,
+        student_entropy: Tensor,
+        spec: DivergenceSpec,
+    ) -> Tensor:
+        """Run the backward sweep."""
+        ...
+
+
+def _require(is_true: bool, message: str) -> None:
+    if not is_true:
+        raise AssertionError(message)
+
+
+def assert_error_relative(
+    name: str, ours: Tensor, exact: Tensor, plain: Tensor, *, dtype: torch.dtype
+) -> None:
+    """Check that our worst error is at most twice plain torch's plus a few units of rounding.
+
+    Entries that are not finite must sit at the same places with the same values as in the truth.
+
+    Args:
+        name: What is compared, for the message.
+        ours: Result under test, any shape and floating dtype.
+        exact: The truth in float64, same shape.
+        plain: Plain torch's result, same shape.
+        dtype: Its rounding unit, times (1 + the largest true value), is the additive tolerance.
+
+    Raises:
+        AssertionError: If the result is worse than allowed; says by how much and where.
+    """
+    _require(ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, wanted {tuple(exact.shape)}.")
+    if exact.numel() == 0:
+        return
+    ours, plain = ours.double(), plain.double()
+    finite = exact.isfinite()
+    odd = ~torch.where(finite, ours.isfinite(), (ours == exact) | (ours.isnan() & exact.isnan()))
+    if bool(odd.any()):
+        where = tuple(odd.nonzero()[0].tolist())
+        raise AssertionError(f"{name}: {float(ours[where])} at {where}, the truth is {float(exact[where])}.")
+    error = torch.where(finite, ours - exact, 0.0).abs()
+    plain_error = torch.where(finite & plain.isfinite(), plain - exact, 0.0).abs().max()
+    scale = 1.0 + torch.where(finite, exact, 0.0).abs().max()
+    allowed = 2.0 * plain_error + _ROUNDING_UNITS[dtype] * torch.finfo(dtype).eps * scale
+    where = tuple((error == error.max()).nonzero()[0].tolist())
+    _require(
+        bool(error.max() <= allowed),
+        f"{name}: error {float(error.max()):.3g} at {where}, allowed {float(allowed):.3g} "
+        f"(plain torch in {dtype}: {float(plain_error):.3g}).",
+    )
+
+
+@contextmanager
+def nan_filled_empty() -> Iterator[None]:
+    """Fill `torch.empty` with NaN (integers: the largest) in this context, so that unwritten memory shows."""
+    memory = cast(Any, torch.utils.deterministic)
+    before = (torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory)
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]
+
+
+def _run(backend: Backend, case: StepKLCase) -> tuple[TokenStats, Tensor]:
+    with nan_filled_empty():
+        stats = backend.forward(
+            case.student_logits,
+            case.teacher_logits,
+            case.step_ids,
+            case.sampled_ids,
+            case.num_steps,
+            case.spec,
+        )
+        grad = backend.backward(
+            case.grad_token_kl,
+            case.grad_student_log_probs,
+            case.grad_student_entropy,
+            case.student_logits,
+            case.teacher_logits,
+            case.step_ids,
+            case.sampled_ids,
+            stats.student_lse,
+            stats.teacher_lse,
+            stats.kl_aux,
+            stats.student_entropy,
+            case.spec,
+        )
+    return stats, grad
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+def _check_form(stats: TokenStats, grad: Tensor, case: StepKLCase) -> None:
+    """Shapes, dtypes, layout, aliasing, exact zeros outside steps and in padding columns."""
+    student = case.student_logits
+    out_dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    inactive = case.step_ids < 0
+    for name in _TOKEN_FIELDS:
+        value = getattr(stats, name)
+        is_absent = case.sampled_ids is None and name in _SAMPLED_FIELDS
+        wanted = (0,) if is_absent else tuple(case.step_ids.shape)
+        _require(tuple(value.shape) == wanted, f"{name}: shape {tuple(value.shape)}, wanted {wanted}.")
+        _require(value.dtype == out_dtype, f"{name}: dtype {value.dtype}, wanted {out_dtype}.")
+        _require(value.is_contiguous(), f"{name}: not contiguous.")
+        if not is_absent:
+            _require(bool((value[inactive] == 0).all()), f"{name}: not exactly 0 at rows in no step.")
+    sums = stats.step_sums
+    _require(tuple(sums.shape) == (case.num_steps, 5), f"step_sums: shape {tuple(sums.shape)}.")
+    _require(sums.dtype == torch.float64, f"step_sums: dtype {sums.dtype}, wanted float64.")
+    _require(
+        grad.shape == student.shape, f"gradient: shape {tuple(grad.shape)}, wanted {tuple(student.shape)}."
+    )
+    _require(grad.dtype == student.dtype, f"gradient: dtype {grad.dtype}, wanted {student.dtype}.")
+    _require(grad.is_contiguous(), "gradient: not contiguous.")
+    _require(bool((grad[inactive] == 0).all()), "gradient: not exactly 0 at rows in no step.")
+    _require(
+        bool((grad[..., case.spec.vocab_size :] == 0).all()), "gradient: not exactly 0 in padding columns."
+    )
+    inputs = (student, case.teacher_logits, case.step_ids, case.sampled_ids, case.grad_token_kl)
+    outputs = [tensor.untyped_storage().data_ptr() for tensor in (*stats, grad) if tensor.numel()]
+    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor is not None}
+    _require(len(set(outputs)) == len(outputs), "outputs share memory with each other.")
+    _require(taken.isdisjoint(outputs), "an output shares memory with an input.")
+
+
+def _check_accuracy(stats: TokenStats, grad: Tensor, case: StepKLCase, exact: Truth, plain: Truth) -> None:
+    dtype = case.student_logits.dtype
+    is_number = ~exact.token_kl.isnan()
+    is_finite = exact.token_kl.isfinite()
+    for name in _TOKEN_FIELDS:
+        ours = getattr(stats, name)
+        if case.sampled_ids is None and name in _SAMPLED_FIELDS:
+            continue
+        # A row without a distribution promises nothing but a NaN token_kl; an infinite one, no kl_aux.
+        rows = {"token_kl": torch.ones_like(is_number), "kl_aux": is_finite}.get(name, is_number)
+        picked = (
+            torch.where(rows, value, 0.0) for value in (ours, getattr(exact, name), getattr(plain, name))
+        )
+        assert_error_relative(f"{case.name}: {name}", *picked, dtype=dtype)
+    rows = is_number[..., None]
+    grads = (grad, exact.grad_student_logits, plain.grad_student_logits)
+    assert_error_relative(f"{case.name}: gradient", *(torch.where(rows, g, 0.0) for g in grads), dtype=dtype)
+
+
+def _check_step_sums(stats: TokenStats, case: StepKLCase) -> None:
+    """Sums must be those of the reported token values, accumulated in float64."""
+    active = case.step_ids >= 0
+    zeros = torch.zeros_like(stats.token_kl)
+    has_sampled = case.sampled_ids is not None
+    gap = (stats.student_log_probs - stats.teacher_log_probs).abs() if has_sampled else zeros
+    nll = -stats.student_log_probs if has_sampled else zeros
+    columns = torch.stack([torch.ones_like(zeros), stats.token_kl, gap, nll, stats.student_entropy], -1)
+    wanted = torch.zeros(case.num_steps, 5, dtype=torch.float64)
+    for step, row in zip(case.step_ids[active].tolist(), columns[active].double().cpu(), strict=True):
+        wanted[step] += row
+    torch.testing.assert_close(
+        stats.step_sums.cpu(), wanted, rtol=1e-6, atol=1e-9, equal_nan=True, msg=lambda m: f"step_sums: {m}"
+    )
+
+
+def check_backend_forward_backward(backend: Backend, case: StepKLCase) -> None:
+    """Check one backend on one case.
+
+    Accuracy against the truth, exact zeros outside steps and in padding, no unwritten memory, no aliasing,
+    step sums, bitwise repeatability, inputs left alone.
+
+    Args:
+        backend: A module (or object) with the backend interface.
+        case: From `make_case`.
+
+    Raises:
+        AssertionError: At the first promise that does not hold.
+    """
+    before = case.clone_tensors()
+    stats, grad = _run(backend, case)
+    again, grad_again = _run(backend, case)
+    for first, second in zip((*stats, grad), (*again, grad_again), strict=True):
+        _require(_is_same(first, second), f"{case.name}: two runs differ.")
+    for first, second in zip(before, case.clone_tensors(), strict=True):
+        _require(_is_same(first, second), f"{case.name}: an input was changed.")
+    _check_form(stats, grad, case)
+    _check_accuracy(stats, grad, case, truth(case), plain_torch(case))
+    _check_step_sums(stats, case)
+
+
+def check_issue_targets(backend: Backend, case: StepKLCase) -> None:
+    """Check the promised absolute accuracy in float32: token_kl to 5e-4 for KL >= 1e-3, gradient to 2e-5.
+
+    Args:
+        backend: A module (or object) with the backend interface.
+        case: A case without infinite or NaN rows, float32 logits.
+
+    Raises:
+        AssertionError: If a figure is missed.
+    """
+    stats, grad = _run(backend, case)
+    exact = truth(case)
+    counted = exact.token_kl >= 1e-3
+    relative = ((stats.token_kl.double() - exact.token_kl).abs() / exact.token_kl)[counted]
+    if relative.numel():
+        _require(float(relative.max()) <= 5e-4, f"{case.name}: token_kl off by {float(relative.max()):.3g}.")
+    norm = exact.grad_student_logits.norm()
+    off = float((grad.double() - exact.grad_student_logits).norm() / norm.clamp(min=1e-30))
+    _require(off <= 2e-5, f"{case.name}: gradient off by {off:.3g} of its norm.")
