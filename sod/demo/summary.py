@@ -137,7 +137,9 @@ def difference(first: Reading, second: Reading) -> Difference:
     return Difference(points=100.0 * mean, error=100.0 * math.sqrt(spread / len(gaps)))
 
 
-TABLE_HEADER = "| model | solved, greedy | gain over cold student | errors / trajectory | sampled | updates | time |"
+TABLE_HEADER = (
+    "| model | solved, greedy | gain over cold student | errors / trajectory | sampled | updates | time |"
+)
 
 
 def summary_table(readings: Sequence[Reading], *, baseline: str) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sod.envs.ledger import FIELDS, ITEMS
+from sod.envs.ledger import FIELDS, ITEMS, ledger_question
+from sod.envs.ledger_expert import expert_turns
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -37,15 +38,14 @@ CHAT_TEMPLATE = (
 )
 """Lean on purpose: no header before an assistant turn, so every token of a trajectory carries something."""
 
-STOP_TOKENS: tuple[str, ...] = ("</tool_call>", "<|im_end|>")
-"""A tool turn ends at the first, the final answer at the second."""
-
 _PAD = "<|pad|>"
 _END = "<|im_end|>"
 _SPECIAL = (_PAD, "<|im_start|>", _END)
 _MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _TOOL_NAMES = ("lookup", "python")
 _NAME_REPEATS = 60
+_NUM_QUESTIONS = 600
+_QUESTION_SEED = 77
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 560) -> PreTrainedTokenizerFast:
@@ -89,6 +89,24 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 560) -> PreTraine
             f" and {max(len(broken) - 3, 0)} more item names; ask for a larger vocabulary, such as 560."
         )
     return fast
+
+
+def ledger_tokenizer(vocab_size: int = 560) -> PreTrainedTokenizerFast:
+    """Trains the tokenizer on the expert's turns and the observations that could follow them.
+
+    Args:
+        vocab_size: Number of tokens.
+
+    Returns:
+        The tokenizer; the same one whatever the demo's seed.
+    """
+    texts = []
+    for index in range(_NUM_QUESTIONS):
+        question = ledger_question(_QUESTION_SEED, index)
+        turns = expert_turns(question, seed=index, error_rate=0.2)
+        texts += [question.text, *(turn.text for turn in turns)]
+        texts += [f"error: no item {item}" for item in question.table]
+    return train_tokenizer(texts, vocab_size=vocab_size)
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

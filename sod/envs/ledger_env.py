@@ -14,8 +14,8 @@ from sod.sandbox import LocalSandbox
 from sod.tools import Tool, python_tool, tool
 from sod.types import Task
 
-CALL_END = "</tool_call>"
-"""A turn that calls a tool ends here, so that a turn has one call."""
+STOP_TOKENS = ("</tool_call>", "<|im_end|>")
+"""A turn ends with its first call, so that a turn has one call, or with the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def build(section: LedgerSection) -> BuiltEnvironment:
         )
 
     return BuiltEnvironment(
-        factory=factory, tools=(lookup_tool({}), python), stop_tokens=(CALL_END,), close=sandbox.close
+        factory=factory, tools=(lookup_tool({}), python), stop_tokens=STOP_TOKENS, close=sandbox.close
     )
 
 
