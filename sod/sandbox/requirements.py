@@ -25,7 +25,7 @@ _SWITCHES = (
     (
         "/proc/sys/user/max_user_namespaces",
         "0",
-        "User namespaces are switched off: `sysctl -w user.max_user_namespaces=10000`.",
+        "User namespaces are switched off or used up (ENOSPC): `sysctl -w user.max_user_namespaces=10000`.",
     ),
     (
         "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
@@ -85,7 +85,8 @@ def start_advice(reason: str) -> str:
     parts = [f"the sandbox does not start: {reason}."]
     for path, value, advice in _SWITCHES:
         file = Path(path)
-        if file.exists() and file.read_text().strip() == value:
+        is_used_up = "ENOSPC" in reason and "ENOSPC" in advice
+        if is_used_up or (file.exists() and file.read_text().strip() == value):
             parts.append(advice)
     if reason.startswith("bwrap:"):
         parts.append(_IN_A_CONTAINER)

@@ -1,7 +1,8 @@
-"""What hostile code tries, every attempt bounded: a hole must show as a failed test, not as a dead machine."""
+"""What hostile code tries, every attempt bounded: a hole shows as a failed test, not as a dead machine."""
 
 import os
 import platform
+import pwd
 import socket
 import tempfile
 from pathlib import Path
@@ -15,13 +16,13 @@ pytestmark = pytest.mark.sandbox
 
 # Defined in front of each attack: prints the error that stopped it, or that nothing did.
 ATTEMPT = """
-import ctypes, os, signal, socket, sys, threading, time
+import ctypes, errno, os, signal, socket, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
 def attempt(function, *arguments):
     try:
         answer = function(*arguments)
     except (OSError, MemoryError) as error:
-        print("stopped", type(error).__name__)
+        print("stopped", type(error).__name__, errno.errorcode.get(getattr(error, "errno", None), ""))
     else:
         print("went through", answer)
 def system(name, *arguments):
@@ -49,19 +50,25 @@ def assert_all_stopped(lines: list[str]) -> None:
     assert [line for line in lines if not line.startswith("stopped")] == []
 
 
+def assert_all_refused(lines: list[str]) -> None:
+    """By the filter, that is, and not because of odd arguments."""
+    assert [line for line in lines if line.split()[-1] not in ("EPERM", "ENOSYS")] == []
+
+
 @pytest.mark.parametrize(
     "path",
     ["/etc/shadow", "/etc/passwd", "/proc/1/mem", "/proc/self/environ", "/sys", "/dev/sda", "/var/log"],
 )
 def test_files_of_the_machine_are_not_there(sandbox, path):
-    assert attack(sandbox, f"attempt(os.stat, {path!r})") == ["stopped FileNotFoundError"]
+    assert attack(sandbox, f"attempt(os.stat, {path!r})") == ["stopped FileNotFoundError ENOENT"]
 
 
-def test_home_of_this_user_and_a_secret_next_to_the_tests_are_not_there(sandbox):
+def test_home_of_root_and_a_secret_next_to_the_tests_are_not_there(sandbox):
     with tempfile.NamedTemporaryFile() as secret:
-        paths = [str(Path.home() / ".ssh"), str(Path.home() / ".bashrc"), secret.name, __file__]
+        home = Path(pwd.getpwuid(0).pw_dir)
+        paths = [str(home / ".ssh"), str(home / ".bashrc"), secret.name, __file__]
         lines = attack(sandbox, f"for path in {paths!r}: attempt(os.stat, path)")
-    assert lines == ["stopped FileNotFoundError"] * 4
+    assert lines == ["stopped FileNotFoundError ENOENT"] * 4
 
 
 def test_environment_of_this_process_is_not_inherited(sandbox, monkeypatch):
@@ -88,7 +95,7 @@ def test_live_listener_on_this_machine_cannot_be_reached(sandbox):
         )
         with pytest.raises(BlockingIOError):
             tcp.accept()
-    assert_all_stopped(lines)
+    assert_all_refused(lines)
 
 
 def test_datagram_pair_cannot_be_used_to_address_others(sandbox):
@@ -122,7 +129,7 @@ def test_processes_cannot_be_made(sandbox):
         "for flags in (SIGCHLD, CLONE_PARENT | SIGCHLD, CLONE_NEWUSER | SIGCHLD): attempt(clone, flags)\n",
     )
     assert len(lines) == 16
-    assert_all_stopped(lines)
+    assert_all_refused(lines)
 
 
 def test_memory_at_once_and_in_steps_is_refused(sandbox):
@@ -136,7 +143,7 @@ def test_memory_at_once_and_in_steps_is_refused(sandbox):
         "attempt(os.memfd_create, 'more')\n"
         "attempt(system, 'shmget', 0, 1 << 20, 0o1600)\n",
     )
-    assert lines[:2] == ["stopped MemoryError"] * 2
+    assert lines[:2] == ["stopped MemoryError "] * 2
     assert_all_stopped(lines)
 
 
@@ -210,7 +217,8 @@ def test_output_flood_is_cut_and_stopped(sandbox):
 def test_writes_outside_the_working_directory_fail(sandbox):
     lines = attack(
         sandbox,
-        "for directory in ('/', '/usr', '/usr/lib', '/dev', '/sandbox', '/etc', sys.prefix, os.path.dirname(os.__file__)):\n"
+        "library = os.path.dirname(os.__file__)\n"
+        "for directory in ('/', '/usr', '/usr/lib', '/dev', '/sandbox', '/etc', sys.prefix, library):\n"
         "    attempt(open, directory + '/planted', 'w')\n"
         "attempt(os.unlink, os.__file__)\n"
         "attempt(os.chmod, os.__file__, 0o777)\n"
@@ -250,7 +258,7 @@ def test_fork_server_and_others_cannot_be_signalled_or_slowed(sandbox):
         "attempt(fcntl.fcntl, 1, fcntl.F_SETOWN, 1)\n",
     )
     assert len(lines) == 12
-    assert_all_stopped(lines)
+    assert_all_refused(lines)
 
 
 def test_kernel_doors_are_shut(sandbox):
@@ -268,11 +276,12 @@ def test_kernel_doors_are_shut(sandbox):
         "attempt(os.setuid, 0)\n"
         "attempt(os.setgroups, [0])\n"
         "attempt(system, 'prctl', 4, 1, 0, 0, 0)\n"
-        # On x86-64: bpf, io_uring_setup, keyctl, perf_event_open, userfaultfd, clone3, a number nobody has yet.
-        "for number in (321, 425, 250, 298, 323, 435, 1000): attempt(system, 'syscall', number, 0, 0, 0, 0, 0)\n",
+        # On x86-64: bpf, io_uring_setup, keyctl, perf_event_open, userfaultfd, clone3, one nobody has yet.
+        "for number in (321, 425, 250, 298, 323, 435, 1000):\n"
+        "    attempt(system, 'syscall', number, 0, 0, 0, 0, 0)\n",
     )
     assert len(lines) == 21
-    assert_all_stopped(lines)
+    assert_all_refused(lines)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x32 is a second table of x86-64")
@@ -287,7 +296,8 @@ def test_no_limit_can_be_raised(sandbox):
     lines = attack(
         sandbox,
         "import resource\n"
-        "for what in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):\n"
+        "for name in ('AS', 'CPU', 'NPROC', 'FSIZE'):\n"
+        "    what = getattr(resource, 'RLIMIT_' + name)\n"
         "    try: resource.setrlimit(what, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         "    except (ValueError, OSError) as error: print('stopped', error)\n"
         "    else: print('went through')\n",
@@ -297,7 +307,9 @@ def test_no_limit_can_be_raised(sandbox):
 
 
 def test_no_descriptor_is_inherited(sandbox):
-    assert attack(sandbox, "for fd in range(3, 1024): attempt(os.fstat, fd)") == ["stopped OSError"] * 1021
+    assert (
+        attack(sandbox, "for fd in range(3, 1024): attempt(os.fstat, fd)") == ["stopped OSError EBADF"] * 1021
+    )
 
 
 def test_nothing_of_a_call_can_be_found_in_the_memory_of_the_next(sandbox):
