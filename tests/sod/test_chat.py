@@ -16,7 +16,8 @@ LIGHT = (
     "{%- if m.role == 'tool' -%}{{- '<tool_response>' + m.content + '</tool_response>' -}}"
     "{%- elif m.role == 'assistant' -%}{{- m.content or '' -}}"
     "{%- for c in m.tool_calls or [] -%}"
-    '{{- \'<tool_call>{"name": "\' + c.function.name + \'", "arguments": \' + (c.function.arguments | tojson) -}}'
+    '{{- \'<tool_call>{"name": "\' + c.function.name + \'", "arguments": \' -}}'
+    "{{- c.function.arguments | tojson -}}"
     "{{- '}</tool_call>' -}}{%- endfor -%}"
     "{{- '' if m.tool_calls else '<|im_end|>' -}}"
     "{%- else -%}{{- m.content + '\n' -}}{%- endif -%}{%- endfor -%}"
