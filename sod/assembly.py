@@ -185,7 +185,7 @@ def assemble_objects(
         tokenizer = tokenizer or load_tokenizer(section)
         student = load_model(section)
     if tokenizer is None:
-        raise ConfigError("SODTrainer: tokenizer is None; wanted the tokenizer of the student, pass tokenizer=")
+        raise ConfigError("SODTrainer: tokenizer is None; wanted the student's, pass tokenizer=")
     if isinstance(teacher, str):
         named = TeacherSection(model=teacher)
         check_same_tokenizer(tokenizer, load_tokenizer(named))
@@ -228,7 +228,7 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
     if not is_sft and parts.teacher is None:
         raise ConfigError(f'algorithm "{name}" needs a teacher, but there is none; pass teacher=')
     if not is_sft and parts.environment is None:
-        raise ConfigError(f'algorithm "{name}" needs an environment; pass environment=, or tools= and reward=')
+        raise ConfigError(f'algorithm "{name}" needs an environment; pass environment=, or tools= and reward')
     if not is_sft and not parts.tasks:
         raise ConfigError(f'algorithm "{name}" needs tasks, but there are none; pass tasks=')
     if config.evaluation.every and (not parts.eval_tasks or parts.environment is None):

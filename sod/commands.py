@@ -190,7 +190,7 @@ def _check_ids(trajectories: Sequence[Trajectory], vocab_size: int, path: Path) 
         largest = max((max(turn.context_ids + turn.sampled_ids) for turn in trajectory.turns), default=0)
         if largest >= vocab_size:
             raise DataError(
-                f"{path}, trajectory {index}: has token id {largest}, but the tokenizer of the student ends at "
+                f"{path}, trajectory {index}: has token id {largest}, but the student's tokenizer ends at "
                 f"{vocab_size - 1}; score with the model that wrote these trajectories"
             )
 

@@ -35,8 +35,8 @@ class JsonLines:
             if size < offset:
                 self._file.close()
                 raise CheckpointError(
-                    f"{path} has {size} bytes, but the checkpoint was made when it had {offset}; the file was "
-                    "changed, so the run cannot go on from here"
+                    f"{path} has {size} bytes, but the checkpoint was made when it had {offset}; the file "
+                    "was changed, so the run cannot go on from here"
                 )
             self._file.truncate(offset)
 

@@ -37,7 +37,7 @@ def load_model(section: ModelSection, *, device: torch.device | None = None) -> 
     """
     _check_folder(section)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             section.model,
             revision=section.revision or "main",
             dtype=DTYPES[section.dtype],
@@ -46,6 +46,7 @@ def load_model(section: ModelSection, *, device: torch.device | None = None) -> 
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(_load_failure(section, "model", error)) from error
+    model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ModelError(
@@ -115,7 +116,8 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     Raises:
         ModelError: If the embedding has fewer rows than the tokenizer has tokens.
     """
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    embedding: Any = model.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise ModelError(

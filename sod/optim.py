@@ -44,7 +44,7 @@ class OptimizerSet:
         """Divide a model's trainable parameters among optimisers.
 
         Args:
-            model: Its `get_input_embeddings` and `get_output_embeddings` are kept from Muon where it has them.
+            model: Muon is kept from what its `get_input_embeddings` and `get_output_embeddings` give.
             section: Which optimiser and its settings.
         """
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy every tensor to a device."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return Batch(**{**values, **moved})
 
 
 def num_trained_tokens(trajectories: Sequence[Sequence[TokenSequence]]) -> int:
@@ -126,6 +128,10 @@ def _longest(sequences: Sequence[TokenSequence]) -> int:
     return max(sequence.input_ids.numel() for sequence in sequences)
 
 
+def _turns(sequence: TokenSequence) -> list[int]:
+    return sorted(set(sequence.step_ids[sequence.response_mask].tolist()))
+
+
 def _pad(group: Sequence[Sequence[TokenSequence]], indices: tuple[int, ...], pad_id: int) -> Batch:
     flat = [(place, sequence) for place, sequences in enumerate(group) for sequence in sequences]
     shape = (len(flat), max(sequence.input_ids.numel() for _, sequence in flat))
@@ -136,9 +142,8 @@ def _pad(group: Sequence[Sequence[TokenSequence]], indices: tuple[int, ...], pad
     log_probs = torch.zeros(shape, dtype=torch.float32)
     numbers: dict[tuple[int, int], int] = {}
     for place, sequence in flat:
-        for turn in sequence.step_ids.unique().tolist():
-            if turn >= 0:
-                numbers.setdefault((place, turn), len(numbers))
+        for turn in _turns(sequence):
+            numbers.setdefault((place, turn), len(numbers))
     for row, (place, sequence) in enumerate(flat):
         if bool(sequence.response_mask[0]):
             raise DataError(
@@ -150,9 +155,8 @@ def _pad(group: Sequence[Sequence[TokenSequence]], indices: tuple[int, ...], pad
         attention_mask[row, :length] = True
         loss_mask[row, :length] = sequence.loss_mask
         log_probs[row, :length] = sequence.log_probs
-        for turn in sequence.step_ids.unique().tolist():
-            if turn >= 0:
-                step_ids[row, :length][sequence.step_ids == turn] = numbers[place, turn]
+        for turn in _turns(sequence):
+            step_ids[row, :length][sequence.step_ids == turn] = numbers[place, turn]
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,

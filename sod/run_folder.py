@@ -22,7 +22,12 @@ from sod.errors import CheckpointError, ConfigError
 CONFIG_FILE = "config.resolved.toml"
 ENV_FILE = "env.json"
 LOCK_FILE = "run.lock"
-FREE_ON_RESUME = {("checkpoint", "every"), ("checkpoint", "keep_last"), ("run", "output"), ("trainer", "rounds")}
+FREE_ON_RESUME = {
+    ("checkpoint", "every"),
+    ("checkpoint", "keep_last"),
+    ("run", "output"),
+    ("trainer", "rounds"),
+}
 PACKAGES = ("sod-kernels", "torch", "transformers", "triton", "numpy", "datasets", "pyarrow")
 
 
@@ -122,12 +127,10 @@ def check_is_same_run(config: RunConfig) -> None:
     Raises:
         CheckpointError: If there is no run, or settings differ; they are named.
     """
-    import tomllib
-
     path = config.run.output / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"--resume: {config.run.output} holds no run ({CONFIG_FILE} is missing); start it without --resume"
+            f"--resume: {config.run.output} holds no run ({CONFIG_FILE} is missing); leave --resume out"
         )
     before = tomllib.loads(path.read_text(encoding="utf-8"))
     after = tomllib.loads(dump_config(config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,7 +30,7 @@ def row_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """
     hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     picked = hidden.flatten(0, 1).index_select(0, batch.rows)
-    logits: Tensor = model.get_output_embeddings()(picked)
+    logits: Tensor = output_head(model)(picked)
     return logits
 
 
@@ -51,6 +53,11 @@ def log_probs_of(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
+def output_head(model: PreTrainedModel) -> Any:
+    """Give the module that turns hidden states into logits."""
+    return model.get_output_embeddings()  # type: ignore[no-untyped-call]
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel, role: str) -> None:
     """Prove on a short input that a model's logits are what `row_logits` computes.
@@ -62,13 +69,13 @@ def check_head(model: PreTrainedModel, role: str) -> None:
     Raises:
         ModelError: For a model that caps, scales or otherwise changes its logits after the head.
     """
-    head = model.get_output_embeddings()
+    head = output_head(model)
     if head is None:
         raise ModelError(
             f"{role}: {type(model).__name__} has no output embedding; wanted a causal language model"
         )
     was_training = model.training
-    model.eval()
+    model.train(False)
     ids = torch.arange(4, device=model.device)[None]
     whole = model(input_ids=ids, use_cache=False).logits
     parts = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)

@@ -52,7 +52,7 @@ from sod.optim import OptimizerSet, learning_rate_scale
 from sod.packing import Batch
 from sod.rollout.store import read_trajectories, write_trajectories
 from sod.run_folder import RunFolder
-from sod.seeding import derive_seed, take_from
+from sod.seeding import take_from
 from sod.teacher.base import Teacher
 from sod.teacher.cache import RoundScores
 from sod.tools import ToolRunner
@@ -319,9 +319,9 @@ class SODTrainer:
             self._display.warn(f"update {state.update} was skipped: its gradient is not finite")
         if in_a_row >= self.config.trainer.max_skipped_updates:
             raise TrainingError(
-                f"train: {in_a_row} updates in a row had a gradient that is not finite, the last one is update "
-                f"{state.update} of round {state.round}; lower the learning rate, set [algorithm] min_log_prob, "
-                "or look at steps.jsonl for the trajectories"
+                f"train: the gradient was not finite {in_a_row} times in a row, last at {state.update} "
+                f"in round {state.round}; lower the learning rate, set [algorithm] min_log_prob, or look at "
+                "steps.jsonl for the trajectories"
             )
 
     def _warn_of_anchor(self, index: int) -> bool:
@@ -392,7 +392,9 @@ class SODTrainer:
         rows = [row for row in read_rows(self._folder.metrics) if row["kind"] == "round"]
         checkpoint = latest_checkpoint(self._folder.checkpoints)
         if checkpoint is None or not rows:
-            raise TrainingError(f"train: {self._folder.path} has no finished round; look at its metrics.jsonl")
+            raise TrainingError(
+                f"train: {self._folder.path} has no finished round; look at its metrics.jsonl"
+            )
         return TrainResult(
             model=self.model, folder=self._folder.path, checkpoint=checkpoint, metrics=rows[-1]
         )

@@ -1,1 +1,31 @@
-"""Fused, step-aware distillation losses."""
+"""Fused, step-aware distillation losses; needs torch and nothing else.
+
+out = step_kl(student_logits, teacher_logits, steps_from_mask(response_mask), weighting=SodWeighting())
+out.loss.backward()
+"""
+
+from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
+from sod_kernels.functional import step_kl
+from sod_kernels.modules import StepKLLoss
+from sod_kernels.segments import step_means, steps_from_mask
+from sod_kernels.types import StepKLOutput, StepStatistics
+from sod_kernels.weighting import SodWeighting, TurnWeighting, sod_weights, tdur_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendStatus",
+    "BackendUnavailableError",
+    "SodWeighting",
+    "StepKLLoss",
+    "StepKLOutput",
+    "StepStatistics",
+    "TurnWeighting",
+    "__version__",
+    "backends",
+    "sod_weights",
+    "step_kl",
+    "step_means",
+    "steps_from_mask",
+    "tdur_weights",
+]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sod_kernels import _checks
+from sod_kernels._checks import values as _checks
 
 _CHUNK_TOKENS = 1 << 18
 _LANES = 16
@@ -33,7 +33,8 @@ def steps_from_mask(response_mask: Tensor) -> Tensor:
     _checks.check_mask("steps_from_mask", response_mask)
     inside = response_mask.bool()
     # The token before a row's first one counts as outside, so that a run never crosses into the next row.
-    before = torch.nn.functional.pad(inside[..., :-1], (1, 0))
+    before = torch.zeros_like(inside)
+    before[..., 1:] = inside[..., :-1]
     is_start = inside & ~before
     ids = is_start.flatten().cumsum(0).view(inside.shape) - 1
     return torch.where(inside, ids, -1)
@@ -109,3 +110,19 @@ def _sorted_sums(values: Tensor, ids: Tensor, num_segments: int) -> Tensor:
         values.double()[order], "sum", offsets=borders, axis=0, unsafe=True, initial=0.0
     )
     return torch.stack([sums, borders.diff().double()])
+
+
+def dense_ids(labels: Tensor) -> Tensor:
+    """Renumber arbitrary integer labels 0, 1, ... in ascending order, without waiting for the device.
+
+    Args:
+        labels: (S,) integer, any values in any order.
+
+    Returns:
+        (S,) int64 in [0, S): equal exactly where the labels are.
+    """
+    ranked, order = torch.sort(labels, stable=True)
+    is_new = torch.zeros_like(ranked, dtype=torch.bool)
+    is_new[1:] = ranked[1:] != ranked[:-1]
+    number = is_new.cumsum(0)
+    return torch.empty_like(number).scatter_(0, order, number)

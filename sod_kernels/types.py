@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -43,6 +43,50 @@ class TokenStats(NamedTuple):
     teacher_lse: Tensor
     kl_aux: Tensor
     step_sums: Tensor
+
+
+class Backend(Protocol):
+    """What a backend module exposes.
+
+    Everything is checked before a backend is called: logits (B, T, >= vocab_size) of one floating dtype on
+    one device with last stride 1, step and sampled ids (B, T) int64 contiguous, upstream gradients contiguous
+    in the backend's output dtype ((0,) for the log-probs without sampled ids), at least one token and one
+    step.
+    """
+
+    def availability(self, device_type: str) -> str | None:
+        """Say why the backend cannot run on a kind of device, as a sentence; None if it can."""
+        ...
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        step_ids: Tensor,
+        sampled_ids: Tensor | None,
+        num_steps: int,
+        spec: DivergenceSpec,
+    ) -> TokenStats:
+        """Run the forward sweep."""
+        ...
+
+    def backward(
+        self,
+        grad_token_kl: Tensor,
+        grad_student_log_probs: Tensor,
+        grad_student_entropy: Tensor,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        step_ids: Tensor,
+        sampled_ids: Tensor | None,
+        student_lse: Tensor,
+        teacher_lse: Tensor,
+        kl_aux: Tensor,
+        student_entropy: Tensor,
+        spec: DivergenceSpec,
+    ) -> Tensor:
+        """Run the backward sweep."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

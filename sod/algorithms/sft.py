@@ -30,7 +30,9 @@ class SFT:
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, denominator: int
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
-        token_nll = cross_entropy(student_logits[:, : self.vocab_size].float(), batch.labels, reduction="none")
+        token_nll = cross_entropy(
+            student_logits[:, : self.vocab_size].float(), batch.labels, reduction="none"
+        )
         is_trained = batch.row_loss_mask
         kept = torch.where(is_trained, token_nll, 0.0)
         zeros = token_nll.new_zeros(batch.num_steps, dtype=torch.float64)

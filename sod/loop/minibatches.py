@@ -59,8 +59,8 @@ def plan_round(
         num_tokens = num_trained_tokens([sequences[i] for i in chosen])
         if num_tokens == 0:
             raise DataError(
-                f"plan_round: trajectories {sorted(chosen)} of round {round_index} have no token to train on; "
-                "give longer rollouts, larger minibatches or expert data with assistant turns"
+                f"plan_round: trajectories {sorted(chosen)} of round {round_index} have no token to train "
+                "on; give longer rollouts, larger minibatches or expert data with assistant turns"
             )
         minibatches.append(Minibatch(batches=batches, num_tokens=num_tokens, first_key=num_batches))
         num_batches += len(batches)

@@ -145,7 +145,11 @@ def step_stats(batch: Batch, output: LossOutput) -> list[StepStats]:
     )
     return [
         StepStats(
-            trajectory=batch.trajectories[place], turn=turn, tokens=tokens, divergence=divergence, weight=weight
+            trajectory=batch.trajectories[place],
+            turn=turn,
+            tokens=tokens,
+            divergence=divergence,
+            weight=weight,
         )
         for place, turn, tokens, divergence, weight in columns
     ]

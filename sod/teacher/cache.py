@@ -9,7 +9,7 @@ from sod.teacher.base import Teacher
 
 
 class RoundScores:
-    """Scores of one round's microbatches; what does not fit into the limit is computed again when asked for."""
+    """Scores of one round's microbatches, kept within a limit and computed again beyond it."""
 
     def __init__(self, teacher: Teacher, *, max_bytes: int) -> None:
         """Start with nothing kept.

@@ -10,7 +10,6 @@ plus a few units of rounding, so that no tolerance has to be guessed::
 
 from sod_kernels.testing.cases import CASE_REASONS, StepKLCase, make_case, make_near_equal_pair
 from sod_kernels.testing.checks import (
-    Backend,
     assert_error_relative,
     check_backend_forward_backward,
     check_issue_targets,
@@ -20,7 +19,6 @@ from sod_kernels.testing.truth import Truth, plain_torch, truth
 
 __all__ = [
     "CASE_REASONS",
-    "Backend",
     "StepKLCase",
     "Truth",
     "assert_error_relative",

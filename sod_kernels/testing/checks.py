@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sod_kernels.testing.cases import StepKLCase
 from sod_kernels.testing.truth import Truth, plain_torch, truth
-from sod_kernels.types import DivergenceSpec, TokenStats
+from sod_kernels.types import Backend, TokenStats
 
 _ROUNDING_UNITS = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 _TOKEN_FIELDS = (
@@ -24,40 +24,6 @@ _TOKEN_FIELDS = (
     "kl_aux",
 )
 _SAMPLED_FIELDS = ("student_log_probs", "teacher_log_probs")
-
-
-class Backend(Protocol):
-    """What a backend module exposes, besides `availability`."""
-
-    def forward(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        step_ids: Tensor,
-        sampled_ids: Tensor | None,
-        num_steps: int,
-        spec: DivergenceSpec,
-    ) -> TokenStats:
-        """Run the forward sweep."""
-        ...
-
-    def backward(
-        self,
-        grad_token_kl: Tensor,
-        grad_student_log_probs: Tensor,
-        grad_student_entropy: Tensor,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        step_ids: Tensor,
-        sampled_ids: Tensor | None,
-        student_lse: Tensor,
-        teacher_lse: Tensor,
-        kl_aux: Tensor,
-        student_entropy: Tensor,
-        spec: DivergenceSpec,
-    ) -> Tensor:
-        """Run the backward sweep."""
-        ...
 
 
 def _require(is_true: bool, message: str) -> None:

@@ -1,0 +1,191 @@
+"""The front door: check, dispatch, weigh, reduce."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sod_kernels import _autograd, _dispatch
+from sod_kernels._checks import arguments, weightings
+from sod_kernels._layout import StepLayout, resolve_layout
+from sod_kernels._reduction import reduce_loss, step_weights
+from sod_kernels.types import DivergenceSpec, StepKLOutput, StepStatistics, TokenStats
+
+_NAME = "step_kl"
+_FORWARD = _autograd.step_kl_forward
+
+
+def step_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    step_ids: Tensor | None = None,
+    *,
+    response_mask: Tensor | None = None,
+    sampled_ids: Tensor | None = None,
+    step_trajectory: Tensor | None = None,
+    num_steps: int | None = None,
+    divergence: str = "reverse_kl",
+    beta: float | None = None,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    min_log_prob: float | None = None,
+    step_divergence: str = "kl",
+    weighting: Tensor | Callable[[StepStatistics], Tensor] | None = None,
+    token_weights: Tensor | None = None,
+    reduction: str = "token_mean",
+    denominator: float | Tensor | None = None,
+    backend: str = "auto",
+) -> StepKLOutput:
+    r"""Compute a divergence of student and teacher per token, weighted by step, and its statistics per step.
+
+    With :math:`p = \mathrm{softmax}(z_s / \tau)` of the student, :math:`q` of the teacher, and :math:`k(n)`
+    the step of token :math:`n`:
+
+    .. math:: L = \frac{1}{Z} \sum_n w_{k(n)} \, v_n \, D_n, \qquad D_n = \mathrm{KL}(p_n \| q_n)
+
+    where :math:`D_n` is the chosen divergence, :math:`w` the step weights, :math:`v` the token weights and
+    :math:`Z` the divisor of `reduction`. One sweep over the logits gives everything in the output; one more gives
+    the gradient, whatever is built on `loss`, `token_kl`, `student_log_probs` and `student_entropy`. Weights
+    and step statistics are detached, and the teacher gets no gradient.
+
+    Args:
+        student_logits: (N, V) packed or (B, T, V) padded; float64, float32, bfloat16 or float16. A view such
+            as ``logits[:, :-1]`` is not copied, as long as its last stride is 1.
+        teacher_logits: Same leading shape, dtype and device; another width is allowed with `vocab_size`.
+        step_ids: Step of each token, leading shape, integer: 0 .. S-1 counted over the whole batch, -1 in no
+            step (no loss, no gradient, logits not read). Without ids and mask every row of (B, T, V) is one
+            step, and (N, V) is one step.
+        response_mask: Leading shape, 0 and 1: ``step_ids = steps_from_mask(response_mask)``.
+        sampled_ids: Token sampled at each position, leading shape, integer; gives the log-probabilities. May
+            be anything where the token is in no step.
+        step_trajectory: (S,) integer, trajectory of each step, any values. None: a row of (B, T, V) is a
+            trajectory, (N, V) is one trajectory. The order of steps in a trajectory is that of their ids.
+        num_steps: S. None takes it from `step_trajectory` or a weight tensor, else reads the largest id,
+            which waits for a CUDA device and is refused in compiled code and CUDA graphs. Steps without
+            tokens do no harm.
+        divergence: "reverse_kl", KL(student || teacher); "forward_kl", KL(teacher || student); or "jsd",
+            beta KL(teacher || m) + (1 - beta) KL(student || m) with m = (1 - beta) student + beta teacher.
+        beta: Weight of the teacher in [0, 1], for "jsd" only; None means 0.5. 0 is forward and 1 reverse KL.
+        temperature: Divides both logits, above 0.
+        vocab_size: Valid columns of both; those beyond are not read and get zero gradient. None: all.
+        min_log_prob: Floor in nats under the log-probabilities that a KL divides by, which keeps it finite
+            where the other side excludes a token; also under `teacher_log_probs`. Not for "jsd", which is
+            always finite.
+        step_divergence: What is averaged over a step's tokens: "kl", the divergence, or "abs_log_ratio",
+            abs(log p - log q) of the sampled token, which is SOD's.
+        weighting: Step weights: None for 1, `SodWeighting`, `TurnWeighting`, a tensor (S,), or a function
+            that takes `StepStatistics` and returns (S,). A step or token of weight 0 contributes exactly 0,
+            also where its divergence is infinite.
+        token_weights: Weight of each token, leading shape, floating, detached.
+        reduction: "none" (leading shape), "sum", "token_mean" (over the tokens in steps), "step_mean" (token
+            mean of each step, then mean over steps with tokens) or "sequence_mean" (token mean of each
+            trajectory, then mean over trajectories with tokens). Weights do not change the counts.
+        denominator: Number or scalar tensor in place of the last division of a mean, for gradient
+            accumulation and data parallelism. None: the batch's own.
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        Loss, token and step statistics; float32 (float64 for float64 logits), nats.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a shape, device, value or combination is wrong.
+        BackendUnavailableError: If the backend cannot run here.
+
+    Source:
+        SOD, arXiv 2605.07725, equations (5) to (9); gradients in docs/math.md.
+    """
+    width = arguments.check_logits(_NAME, student_logits, teacher_logits, vocab_size)
+    kind, weight = arguments.check_divergence(_NAME, divergence, beta, temperature, min_log_prob)
+    arguments.check_options(_NAME, step_divergence, reduction, backend)
+    weightings.check_weighting(_NAME, weighting, may_be_tensor=True)
+    layout = resolve_layout(
+        _NAME,
+        student_logits,
+        step_ids=step_ids,
+        response_mask=response_mask,
+        step_trajectory=step_trajectory,
+        num_steps=num_steps,
+        weighting=weighting,
+    )
+    ids = layout.step_ids
+    arguments.check_sampled_ids(_NAME, sampled_ids, ids, vocab_size=width, step_divergence=step_divergence)
+    arguments.check_loss_arguments(_NAME, token_weights, denominator, reduction=reduction, like=ids)
+    backend_name = _dispatch.resolve(backend, student_logits.device.type, student_logits.dtype)
+    spec = DivergenceSpec(
+        divergence=kind, beta=weight, temperature=temperature, vocab_size=width, min_log_prob=min_log_prob
+    )
+    stats = _sweep(student_logits, teacher_logits.detach(), sampled_ids, layout, spec, backend_name)
+    statistics = _statistics(stats, layout.trajectory, step_divergence, sampled_ids is not None)
+    weights = step_weights(_NAME, weighting, statistics)
+    loss = reduce_loss(
+        stats.token_kl,
+        ids,
+        statistics,
+        weights,
+        token_weights=token_weights,
+        reduction=reduction,
+        denominator=denominator,
+    )
+    return StepKLOutput(
+        loss=loss,
+        token_kl=stats.token_kl,
+        student_entropy=stats.student_entropy,
+        step_divergence=statistics.divergence,
+        step_weights=weights,
+        step_tokens=statistics.tokens,
+        student_log_probs=None if sampled_ids is None else stats.student_log_probs,
+        teacher_log_probs=None if sampled_ids is None else stats.teacher_log_probs,
+        backend=backend_name,
+    )
+
+
+def _sweep(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    sampled_ids: Tensor | None,
+    layout: StepLayout,
+    spec: DivergenceSpec,
+    backend: str,
+) -> TokenStats:
+    """Run the forward op, which takes (B, T, V): packed tokens go in as one row and come out as they were."""
+    is_packed = student_logits.dim() == 2
+
+    def batched(tensor: Tensor) -> Tensor:
+        return tensor.unsqueeze(0) if is_packed else tensor
+
+    def dense(logits: Tensor) -> Tensor:
+        return batched(logits if logits.stride(-1) == 1 else logits.contiguous())
+
+    outputs = _FORWARD(
+        dense(student_logits),
+        dense(teacher_logits),
+        batched(layout.step_ids),
+        None if sampled_ids is None else batched(sampled_ids.detach().to(torch.int64).contiguous()),
+        layout.num_steps,
+        spec.divergence,
+        float(spec.beta),
+        float(spec.temperature),
+        spec.vocab_size,
+        None if spec.min_log_prob is None else float(spec.min_log_prob),
+        backend,
+    )
+    if is_packed:
+        outputs = (*(each.squeeze(0) for each in outputs[:-1]), outputs[-1])
+    return TokenStats._make(outputs)
+
+
+def _statistics(
+    stats: TokenStats, trajectory: Tensor, step_divergence: str, has_sampled: bool
+) -> StepStatistics:
+    count, kl, gap, nll, entropy = stats.step_sums.unbind(-1)
+    per_step = count.clamp(min=1.0)
+    dtype = stats.token_kl.dtype
+    return StepStatistics(
+        divergence=((kl if step_divergence == "kl" else gap) / per_step).to(dtype),
+        uncertainty=((nll if has_sampled else entropy) / per_step).to(dtype),
+        tokens=count.to(torch.int64),
+        trajectory=trajectory,
+    )

@@ -1,0 +1,137 @@
+"""`step_kl` as a module that holds the options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from sod_kernels._checks import arguments, values, weightings
+from sod_kernels.functional import step_kl
+from sod_kernels.types import StepKLOutput, StepStatistics
+
+_DEFAULTS = {
+    "divergence": "reverse_kl",
+    "beta": None,
+    "temperature": 1.0,
+    "vocab_size": None,
+    "min_log_prob": None,
+    "step_divergence": "kl",
+    "weighting": None,
+    "reduction": "token_mean",
+    "backend": "auto",
+}
+
+
+class StepKLLoss(nn.Module):
+    """Hold the options of `step_kl`; the batch is the argument.
+
+    It has no parameters. The options are checked when it is made and shown by `print`.
+    """
+
+    def __init__(
+        self,
+        *,
+        divergence: str = "reverse_kl",
+        beta: float | None = None,
+        temperature: float = 1.0,
+        vocab_size: int | None = None,
+        min_log_prob: float | None = None,
+        step_divergence: str = "kl",
+        weighting: Callable[[StepStatistics], Tensor] | None = None,
+        reduction: str = "token_mean",
+        backend: str = "auto",
+    ) -> None:
+        """Take the options; each means what it does in `step_kl`.
+
+        Args:
+            divergence: "reverse_kl", "forward_kl" or "jsd".
+            beta: Weight of the teacher in [0, 1], for "jsd" only; None means 0.5.
+            temperature: Divides both logits, above 0.
+            vocab_size: Valid columns of both; None for all.
+            min_log_prob: Floor in nats under the log-probabilities that a KL divides by, or None.
+            step_divergence: "kl" or "abs_log_ratio".
+            weighting: None, `SodWeighting`, `TurnWeighting` or a function; a tensor of weights fits one batch
+                only.
+            reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            backend: "auto", "reference", "native" or "triton".
+
+        Raises:
+            TypeError: If an option has the wrong type.
+            ValueError: If an option has a wrong value.
+        """
+        super().__init__()
+        name = type(self).__name__
+        arguments.check_divergence(name, divergence, beta, temperature, min_log_prob)
+        arguments.check_options(name, step_divergence, reduction, backend)
+        weightings.check_weighting(name, weighting, may_be_tensor=False)
+        if vocab_size is not None:
+            values.check_count(name, "vocab_size", vocab_size, at_least=1)
+        self.divergence = divergence
+        self.beta = beta
+        self.temperature = temperature
+        self.vocab_size = vocab_size
+        self.min_log_prob = min_log_prob
+        self.step_divergence = step_divergence
+        self.weighting = weighting
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        step_ids: Tensor | None = None,
+        *,
+        response_mask: Tensor | None = None,
+        sampled_ids: Tensor | None = None,
+        step_trajectory: Tensor | None = None,
+        num_steps: int | None = None,
+        token_weights: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> StepKLOutput:
+        """Compute the loss of one batch; see `step_kl`.
+
+        Args:
+            student_logits: (N, V) or (B, T, V).
+            teacher_logits: Same leading shape, dtype and device.
+            step_ids: Step of each token, -1 in no step.
+            response_mask: 0 and 1 in place of step ids.
+            sampled_ids: Token sampled at each position.
+            step_trajectory: (S,) trajectory of each step.
+            num_steps: S.
+            token_weights: Weight of each token.
+            denominator: In place of the last division of a mean.
+
+        Returns:
+            Loss, token and step statistics.
+        """
+        return step_kl(
+            student_logits,
+            teacher_logits,
+            step_ids,
+            response_mask=response_mask,
+            sampled_ids=sampled_ids,
+            step_trajectory=step_trajectory,
+            num_steps=num_steps,
+            divergence=self.divergence,
+            beta=self.beta,
+            temperature=self.temperature,
+            vocab_size=self.vocab_size,
+            min_log_prob=self.min_log_prob,
+            step_divergence=self.step_divergence,
+            weighting=self.weighting,
+            token_weights=token_weights,
+            reduction=self.reduction,
+            denominator=denominator,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the options that differ from their defaults.
+
+        Returns:
+            Such as "divergence='jsd', beta=0.3".
+        """
+        shown = ((name, getattr(self, name)) for name in _DEFAULTS)
+        return ", ".join(f"{name}={value!r}" for name, value in shown if value != _DEFAULTS[name])
