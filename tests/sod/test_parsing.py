@@ -15,8 +15,9 @@ from tests.sod.strategies import calls
 
 def test_text_and_several_calls_in_one_turn():
     text = (
-        'First this.\n<tool_call>\n{"name": "python", "arguments": {"code": "print(\\"</tool\\")"}}\n</tool_call>\n'
-        '\nand <tool_call>{"arguments": {}, "name": "stop"}</tool_call> done'
+        'First this.\n<tool_call>\n{"name": "python", "arguments": {"code": "print(\\"</tool\\")"}}\n'
+        "</tool_call>\n"
+        'and <tool_call>{"arguments": {}, "name": "stop"}</tool_call> done'
     )
     turn = parse_hermes(text)
     assert turn.text == text
