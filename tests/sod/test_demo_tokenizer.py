@@ -1,4 +1,4 @@
-"""The tokenizer of the demo: names and digits are tokens, everything round-trips, the template only appends."""
+"""The demo's tokenizer: names and digits are tokens, text round-trips, the template only appends."""
 
 from __future__ import annotations
 
