@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sod.chat import ChatRenderer
-from sod.engines.base import RolloutEngine, SamplingParams
-from sod.envs.base import EnvironmentFactory
-from sod.types import Task, Trajectory
+from sod.engines.base import Generation, RolloutEngine, SamplingParams
+from sod.engines.sampling import mix_seed
+from sod.envs.base import Environment, EnvironmentFactory, StepResult
+from sod.errors import RolloutError
+from sod.parsing import ParsedTurn
+from sod.types import EndReason, Task, ToolCall, ToolOutcome, ToolResult, Trajectory, Turn
 
 if TYPE_CHECKING:
     from sod.tools import ToolRunner
+
+Progress = Callable[[int, int], None]
+"""Called with the number of finished trajectories and the number of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +28,20 @@ class RolloutLimits:
 
     Attributes:
         max_turns: Assistant turns.
-        max_turn_tokens: Sampled tokens of one turn, stop token included.
+        max_turn_tokens: Sampled tokens of one turn, stop token included; where the sampling parameters
+            say less, that holds.
         max_trajectory_tokens: All tokens: prompt, turns and observations.
     """
 
     max_turns: int
     max_turn_tokens: int
     max_trajectory_tokens: int
+
+    def __post_init__(self) -> None:
+        # A trajectory has a token of prompt and one to sample.
+        for name, least in (("max_turns", 1), ("max_turn_tokens", 1), ("max_trajectory_tokens", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"RolloutLimits: {name} must be {least} or more, got {getattr(self, name)}.")
 
 
 def collect(
@@ -42,11 +56,213 @@ def collect(
     runner: ToolRunner,
     num_samples: int = 1,
     max_attempts: int = 3,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Trajectory]:
     """Roll every task out `num_samples` times.
 
+    The calls of all rows whose turns ended at one decode step run together. Every environment answers its
+    last turn too, limits or not, so that an action in it counts.
+
+    Args:
+        tasks: What to attempt.
+        engine: Samples the turns.
+        renderer: Made for the engine's tokenizer.
+        environment_factory: Makes one environment per attempt.
+        limits: Bounds of a trajectory.
+        params: How to sample, with the renderer's stop_ids.
+        seed: Makes the rollout repeatable, as far as tools and environments are.
+        runner: Makes the calls, with the tools of each environment.
+        num_samples: Attempts per task.
+        max_attempts: How often a trajectory is tried whose tool is unavailable.
+        progress: Told about every finished trajectory.
+
     Returns:
         Trajectories in the order of tasks x samples; `group_id` is the index of the task.
+
+    Raises:
+        ValueError: An argument is out of range, or the stop_ids are not the renderer's.
+        RolloutError: A prompt leaves no room for a turn, or a tool stayed unavailable.
     """
-    raise NotImplementedError
+    _check_arguments(params, renderer, num_samples, max_attempts)
+    params = replace(
+        params,
+        max_turn_tokens=min(params.max_turn_tokens, limits.max_turn_tokens),
+        max_total_tokens=min(params.max_total_tokens or limits.max_trajectory_tokens, limits.max_trajectory_tokens),
+    )
+    session = _Session(
+        [(index, task) for index, task in enumerate(tasks) for _ in range(num_samples)],
+        engine=engine,
+        renderer=renderer,
+        environment_factory=environment_factory,
+        limits=limits,
+        runner=runner,
+        progress=progress,
+    )
+    for attempt in range(max_attempts):
+        session.run(params, mix_seed(seed, attempt))
+        if session.is_complete:
+            return session.trajectories()
+    raise RolloutError(
+        f"collect: a tool stayed unavailable for {session.num_pending} of {len(tasks) * num_samples} "
+        f"trajectories in {max_attempts} attempts; it last answered {session.last_unavailable!r}. Bring it "
+        "back and run again."
+    )
+
+
+@dataclass(kw_only=True)
+class _Row:
+    """One attempt at a task while it runs."""
+
+    slot: int
+    task: Task
+    environment: Environment
+    context_ids: tuple[int, ...] = ()
+    num_tokens: int = 0
+    turns: list[Turn] = field(default_factory=list)
+    reward: float = 0.0
+    is_closed: bool = False
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self.environment.close()
+
+
+class _Session:
+    """All attempts of one `collect`; every slot is filled by the first of them that a tool does not fail."""
+
+    def __init__(
+        self,
+        slots: Sequence[tuple[int, Task]],
+        *,
+        engine: RolloutEngine,
+        renderer: ChatRenderer,
+        environment_factory: EnvironmentFactory,
+        limits: RolloutLimits,
+        runner: ToolRunner,
+        progress: Progress | None,
+    ) -> None:
+        self.last_unavailable = ""
+        self._slots = slots
+        self._finished: dict[int, Trajectory] = {}
+        self._rows: list[_Row] = []
+        self._engine = engine
+        self._renderer = renderer
+        self._environment_factory = environment_factory
+        self._limits = limits
+        self._runner = runner
+        self._progress = progress
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._slots) - len(self._finished)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_pending == 0
+
+    def trajectories(self) -> list[Trajectory]:
+        return [self._finished[slot] for slot in range(len(self._slots))]
+
+    def run(self, params: SamplingParams, seed: int) -> None:
+        """Attempt every slot that is not filled."""
+        self._rows = []
+        with ExitStack() as stack:
+            for slot, (_, task) in enumerate(self._slots):
+                if slot not in self._finished:
+                    row = _Row(slot=slot, task=task, environment=self._environment_factory(task))
+                    stack.callback(row.close)
+                    self._rows.append(row)
+            prompts = [self._prompt(row) for row in self._rows]
+            self._engine.rollout(prompts, self._respond, params, seed=seed)
+            unfinished = [row.task.task_id for row in self._rows if not row.is_closed]
+            if unfinished:
+                raise RolloutError(
+                    f"collect: {type(self._engine).__name__}.rollout came back before {len(unfinished)} "
+                    f"trajectories were over, the first of task {unfinished[0]!r}; an engine must sample until "
+                    "respond gives None for every row."
+                )
+
+    def _prompt(self, row: _Row) -> tuple[int, ...]:
+        row.context_ids = self._renderer.prompt_ids(row.environment.reset(), row.environment.tools)
+        row.num_tokens = len(row.context_ids)
+        if row.num_tokens >= self._limits.max_trajectory_tokens:
+            raise RolloutError(
+                f"collect: the prompt of task {row.task.task_id!r} has {row.num_tokens} tokens, but "
+                f"max_trajectory_tokens is {self._limits.max_trajectory_tokens}; raise it or leave the task "
+                "out."
+            )
+        return row.context_ids
+
+    def _respond(self, ended: Sequence[tuple[int, Generation]]) -> list[tuple[int, ...] | None]:
+        rows = [self._rows[index] for index, _ in ended]
+        turns = [self._renderer.parse(generation.sampled_ids) for _, generation in ended]
+        results = self._runner.run_batch(
+            [turn.calls for turn in turns], tools=[row.environment.tools for row in rows]
+        )
+        return [
+            self._answer(row, generation, turn, row_results)
+            for row, (_, generation), turn, row_results in zip(rows, ended, turns, results, strict=True)
+        ]
+
+    def _answer(
+        self, row: _Row, generation: Generation, turn: ParsedTurn, results: tuple[ToolResult, ...]
+    ) -> tuple[int, ...] | None:
+        for result in results:
+            if result.outcome is ToolOutcome.UNAVAILABLE:
+                self.last_unavailable = f"{result.name}: {result.text}"
+                row.close()
+                return None
+        step = row.environment.step(turn, results)
+        row.turns.append(self._turn(row, generation, turn, step))
+        row.num_tokens += len(generation.sampled_ids)
+        row.reward += step.reward
+        if step.is_done:
+            return self._finish(row, step, step.end_reason)
+        if len(row.turns) == self._limits.max_turns:
+            return self._finish(row, step, EndReason.MAX_TURNS)
+        ids = self._renderer.observation_ids(generation.sampled_ids, step.messages)
+        row.num_tokens += len(ids)
+        if row.num_tokens >= self._limits.max_trajectory_tokens:
+            return self._finish(row, step, EndReason.MAX_TOKENS)
+        row.context_ids = ids
+        return ids
+
+    def _finish(self, row: _Row, step: StepResult, end_reason: EndReason) -> None:
+        group_id, task = self._slots[row.slot]
+        self._finished[row.slot] = Trajectory(
+            task_id=task.task_id,
+            turns=tuple(row.turns),
+            group_id=group_id,
+            reward=row.reward,
+            is_success=step.is_success,
+            end_reason=end_reason,
+        )
+        row.close()
+        if self._progress is not None:
+            self._progress(len(self._finished), len(self._slots))
+
+    def _turn(self, row: _Row, generation: Generation, turn: ParsedTurn, step: StepResult) -> Turn:
+        return Turn(
+            context_ids=row.context_ids,
+            sampled_ids=generation.sampled_ids,
+            sampled_log_probs=generation.log_probs,
+            calls=tuple(call for call in turn.calls if isinstance(call, ToolCall)),
+            results=step.results,
+            reward=step.reward,
+            stop_reason=generation.stop_reason,
+            policy_version=self._engine.policy_version,
+        )
+
+
+def _check_arguments(
+    params: SamplingParams, renderer: ChatRenderer, num_samples: int, max_attempts: int
+) -> None:
+    if set(params.stop_ids) != set(renderer.stop_ids):
+        raise ValueError(
+            f"collect: params.stop_ids are {sorted(params.stop_ids)}, but the renderer closes turns that end "
+            f"with {sorted(renderer.stop_ids)}; pass stop_ids=renderer.stop_ids."
+        )
+    for name, value in (("num_samples", num_samples), ("max_attempts", max_attempts)):
+        if value < 1:
+            raise ValueError(f"collect: {name} must be 1 or more, got {value}.")
