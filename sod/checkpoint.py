@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -162,7 +163,7 @@ def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]], dict[s
         raw["round_steps"] = {turn: tuple(sums) for turn, sums in raw["round_steps"].items()}
         raw["round_metrics"] = tuple(raw["round_metrics"])
         state = TrainerState(**raw)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"load_state: {folder} cannot be read: {error}") from error
     if version != VERSION:
         raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")

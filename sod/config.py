@@ -140,6 +140,11 @@ class DistillationSection(Section):
                 f'[algorithm] beta = {self.beta!r}: belongs to divergence = "jsd", '
                 f"but divergence = {self.divergence!r}; remove one of the two"
             )
+        if self.min_log_prob is not None and self.divergence == "jsd":
+            raise ConfigError(
+                f"[algorithm] min_log_prob = {self.min_log_prob!r}: belongs to divergence "
+                '"reverse_kl" or "forward_kl"; "jsd" is finite without a floor; remove one of the two'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

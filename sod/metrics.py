@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from sod.errors import CheckpointError
 
@@ -29,7 +29,8 @@ class JsonLines:
             CheckpointError: If the file is shorter than `offset`.
         """
         self.path = path
-        self._file: BinaryIO = path.open("ab")
+        self._pending = bytearray()
+        self._file = path.open("ab", buffering=0)
         if offset is not None:
             size = self._file.tell()
             if size < offset:
@@ -43,12 +44,13 @@ class JsonLines:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; numbers that are not finite are written as null."""
         line = json.dumps({key: _json_value(value) for key, value in row.items()}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        self._pending += line.encode() + b"\n"
 
     def flush(self) -> int:
         """Hand the rows to the operating system, so that readers see them, and give the size in bytes."""
         try:
-            self._file.flush()
+            while self._pending:
+                del self._pending[: self._file.write(self._pending)]
         except OSError as error:
             raise CheckpointError(
                 f"{self.path} cannot be written: {error}; the latest checkpoint is whole. Free disk space, "
@@ -64,9 +66,13 @@ class JsonLines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self._file.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Close the file; after an error, without the rows that are still pending."""
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self._file.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

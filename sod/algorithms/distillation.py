@@ -50,22 +50,23 @@ class StepDistillation:
         if teacher_logits is None:
             raise ValueError(f"{self.name}: teacher_logits is None; wanted (N, V) logits, pass a teacher.")
         is_trained = batch.row_loss_mask
+        dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
         output = step_kl(
-            student_logits,
-            teacher_logits,
+            student_logits.to(dtype),
+            teacher_logits.to(dtype),
             batch.row_steps,
             sampled_ids=batch.labels,
             step_trajectory=batch.step_trajectory,
             num_steps=batch.num_steps,
             divergence=self.divergence,
-            beta=self.beta,
+            beta=self.beta if self.divergence == "jsd" else None,
             temperature=self.temperature,
             vocab_size=self.vocab_size or shared_vocabulary(student_logits, teacher_logits),
             min_log_prob=self.min_log_prob,
             step_divergence=self.step_divergence,
             weighting=self.weighting,
             token_weights=is_trained.float(),
-            reduction="sum",
+            reduction="token_mean",
             denominator=float(denominator),
         )
         return LossOutput(

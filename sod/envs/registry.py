@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sod.config import EnvironmentSection
 from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
-from sod.tools import Tool
+
+if TYPE_CHECKING:
+    from sod.tools import Tool
 
 
 @dataclass(frozen=True, kw_only=True)

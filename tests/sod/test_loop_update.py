@@ -1,0 +1,273 @@
+"""One update: microbatches equal the whole, a bad gradient changes nothing, misaligned data is named."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from sod.algorithms import LossOutput, make_algorithm
+from sod.config import AdamWSection, SFTSection, SODSection
+from sod.errors import ModelError, RolloutError
+from sod.loop.alignment import check_alignment
+from sod.loop.update import UpdateSettings, run_update
+from sod.models import build_qwen3
+from sod.optim import OptimizerSet
+from sod.packing import num_trained_tokens, pack
+from sod.scoring import check_head, log_probs_of, row_logits
+from sod.teacher import Capability, LocalTeacher
+from sod.teacher.cache import RoundScores
+from sod.tokenization import tokenize_trajectory
+from sod.types import Trajectory, Turn
+
+V = 40
+
+
+def make_model(seed, hidden_size=16):
+    return build_qwen3(
+        vocab_size=V,
+        hidden_size=hidden_size,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        max_positions=64,
+        seed=seed,
+    ).eval()
+
+
+def sampled_trajectories(model, count=5, temperature=0.8):
+    """Random ids with the log-probs that the model gives them, one plain forward per trajectory."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for index in range(count):
+        lengths = [(3, 2 + index), (2, 3)]
+        ids = torch.randint(0, V, (sum(a + b for a, b in lengths),), generator=generator)
+        with torch.no_grad():
+            log_probs = (model(input_ids=ids[None]).logits[0].double() / temperature).log_softmax(1)
+        turns, at = [], 0
+        for context, sampled in lengths:
+            begin, at = at, at + context + sampled
+            positions = range(begin + context, at)
+            turns.append(
+                Turn(
+                    context_ids=tuple(ids[begin : begin + context].tolist()),
+                    sampled_ids=tuple(ids[p].item() for p in positions),
+                    sampled_log_probs=tuple(float(log_probs[p - 1, ids[p]]) for p in positions),
+                )
+            )
+        made.append(Trajectory(task_id=f"task{index}", turns=tuple(turns)))
+    return made
+
+
+@pytest.fixture
+def parts():
+    student, teacher = make_model(0), make_model(1, hidden_size=32)
+    trajectories = sampled_trajectories(student)
+    sequences = [tokenize_trajectory(one) for one in trajectories]
+    return student, LocalTeacher(teacher), trajectories, sequences
+
+
+def settings(sequences, **more):
+    values = {"learning_rate_scale": 1.0, "max_grad_norm": 1.0, **more}
+    return UpdateSettings(denominator=num_trained_tokens(sequences), **values)
+
+
+def test_rows_are_scored_as_the_whole_model_does(parts):
+    student, _, _, sequences = parts
+    for batch in pack(sequences, range(5), max_tokens=30, pad_id=0):
+        whole = student(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        wanted = whole.flatten(0, 1)[batch.rows]
+        torch.testing.assert_close(row_logits(student, batch), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_log_probs_are_those_of_the_softmax_also_over_chunks(monkeypatch):
+    monkeypatch.setattr("sod.scoring.LOG_PROB_CHUNK_ROWS", 3)
+    table = torch.randn(8, V, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8)
+    wanted = (table / 0.7).log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+    torch.testing.assert_close(log_probs_of(table, labels, 0.7), wanted)
+    assert log_probs_of(table[:0], labels[:0], 1.0).shape == (0,)
+
+
+def test_microbatches_make_the_same_update_as_the_whole(parts):
+    student, teacher, _, sequences = parts
+    results = []
+    for max_tokens in (10_000, 20):
+        model = copy.deepcopy(student)
+        batches = pack(sequences, range(5), max_tokens=max_tokens, pad_id=0)
+        optimizer = OptimizerSet(model, AdamWSection(learning_rate=1e-2, eps=1e-3))
+        result = run_update(
+            model,
+            optimizer,
+            make_algorithm(SODSection()),
+            batches,
+            lambda _, batch: teacher.logits(batch),
+            settings(sequences),
+        )
+        results.append((model, result, len(batches)))
+    (whole, first, few), (parts_of, second, many) = results
+    assert (few, many) == (1, 5)
+    for key in ("loss/total", "kl/token_mean", "step/weight_mean", "grad/norm"):
+        assert first.metrics[key] == pytest.approx(second.metrics[key], rel=1e-4), key
+    for a, b, c in zip(whole.parameters(), parts_of.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(a, c)
+    assert first.metrics["update/tokens"] == num_trained_tokens(sequences)
+    assert first.metrics["update/steps"] == 10
+    assert {(s.trajectory, s.turn) for s in second.steps} == {(i, k) for i in range(5) for k in (0, 1)}
+
+
+def test_an_update_lowers_its_own_loss(parts):
+    student, teacher, _, sequences = parts
+    batches = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
+    optimizer = OptimizerSet(student, AdamWSection(learning_rate=3e-3))
+    losses = [
+        run_update(
+            student,
+            optimizer,
+            make_algorithm(SODSection()),
+            batches,
+            lambda _, batch: teacher.logits(batch),
+            settings(sequences),
+        ).metrics["kl/token_mean"]
+        for _ in range(8)
+    ]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+class Explodes:
+    name = "explodes"
+    needs_teacher = False
+
+    def loss(self, batch, student_logits, teacher_logits, denominator):
+        ones = torch.ones(batch.num_steps)
+        return LossOutput(
+            loss=student_logits.sum() * math.inf,
+            token_sums={},
+            step_divergence=ones,
+            step_weights=ones,
+            step_tokens=ones.long(),
+        )
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(parts):
+    student, _, _, sequences = parts
+    before = copy.deepcopy(student.state_dict())
+    optimizer = OptimizerSet(student, AdamWSection(learning_rate=1e-2))
+    batches = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
+    result = run_update(student, optimizer, Explodes(), batches, lambda *_: None, settings(sequences))
+    assert result.is_skipped
+    assert result.metrics["update/is_skipped"] == 1.0
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert optimizer.state_dict()[0]["state"] == {}
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_autocast_rounds_the_student_and_keeps_its_weights(parts):
+    student, _, _, sequences = parts
+    (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
+    seen = []
+    optimizer = OptimizerSet(student, AdamWSection(learning_rate=1e-2))
+    result = run_update(
+        student,
+        optimizer,
+        make_algorithm(SFTSection()),
+        [batch],
+        lambda *_: None,
+        settings(sequences, autocast_dtype=torch.bfloat16),
+        lambda _, logits: seen.append(logits.dtype),
+    )
+    assert seen == [torch.bfloat16]
+    assert not result.is_skipped
+    assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+
+
+def test_aligned_rollouts_pass_with_a_tiny_gap(parts):
+    student, _, trajectories, sequences = parts
+    for batch in pack(sequences, range(5), max_tokens=25, pad_id=0):
+        gap = check_alignment(
+            batch, row_logits(student, batch), trajectories, temperature=0.8, bound=1e-3
+        )
+        assert 0 <= gap < 1e-4
+
+
+@pytest.mark.parametrize("spoil", ["shift", "temperature", "weights"])
+def test_misaligned_rollouts_are_named(parts, spoil):
+    student, _, trajectories, _ = parts
+    temperature = 1.0 if spoil == "temperature" else 0.8
+    if spoil == "shift":
+        turn = trajectories[3].turns[1]
+        moved = Turn(
+            context_ids=turn.context_ids,
+            sampled_ids=turn.sampled_ids,
+            sampled_log_probs=(*turn.sampled_log_probs[:2], turn.sampled_log_probs[2] - 4.0),
+        )
+        trajectories[3] = Trajectory(task_id="task3", turns=(trajectories[3].turns[0], moved))
+    if spoil == "weights":
+        student = make_model(7)
+    sequences = [tokenize_trajectory(one) for one in trajectories]
+    (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
+    with pytest.raises(RolloutError, match=r"trajectory \d \(task 'task\d'\), turn \d, token \d") as caught:
+        check_alignment(
+            batch, row_logits(student, batch), trajectories, temperature=temperature, bound=0.02
+        )
+    if spoil == "shift":
+        assert "trajectory 3 (task 'task3'), turn 1, token 2 of the turn" in str(caught.value)
+    assert "alignment_bound = 0.02" in str(caught.value)
+
+
+def test_a_teacher_is_frozen_and_gives_no_gradient(parts):
+    _, teacher, _, sequences = parts
+    assert teacher.capabilities == {Capability.LOGITS}
+    (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
+    assert not teacher.logits(batch).requires_grad
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+class CountingTeacher(LocalTeacher):
+    calls = 0
+
+    def logits(self, batch):
+        self.calls += 1
+        return super().logits(batch)
+
+
+@pytest.mark.parametrize(("max_bytes", "calls"), [(0, 4), (10**9, 2), (30 * V * 4, 3)])
+def test_teacher_scores_are_kept_within_the_limit(parts, max_bytes, calls):
+    _, teacher, _, sequences = parts
+    counting = CountingTeacher(teacher.model)
+    scores = RoundScores(counting, max_bytes=max_bytes)
+    batches = pack(sequences, range(5), max_tokens=40, pad_id=0)[:2]
+    first = [scores.logits(k, batch) for k, batch in enumerate(batches)]
+    second = [scores.logits(k, batch) for k, batch in enumerate(batches)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert counting.calls == calls
+
+
+class Capped(torch.nn.Module):
+    """A model that caps its logits after the head, as some architectures do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.base_model, self.device = inner, inner.base_model, inner.device
+
+    def get_output_embeddings(self):
+        return self.inner.get_output_embeddings()
+
+    def forward(self, **kwargs):
+        output = self.inner(**kwargs)
+        output.logits = 0.05 * torch.tanh(output.logits / 0.05)
+        return output
+
+
+def test_a_model_that_caps_its_logits_is_refused():
+    check_head(make_model(0), "student")
+    with pytest.raises(ModelError, match="teacher: the logits of Capped are not its output embedding"):
+        check_head(Capped(make_model(0)), "teacher")
+
+
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(ModelError, match="student: Qwen3Model has no output embedding"):
+        check_head(make_model(0).base_model, "student")
