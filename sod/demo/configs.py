@@ -67,7 +67,7 @@ def rollout_section(settings: DemoSettings) -> RolloutSection:
         max_trajectory_tokens=MAX_TRAJECTORY_TOKENS,
         temperature=settings.distillation.temperature,
         max_batch=_MAX_BATCH,
-        max_workers=2,
+        num_tool_threads=2,
     )
 
 
@@ -139,6 +139,21 @@ def method_config(
         ),
         evaluation=EvaluationSection(every=phase.eval_every),
         checkpoint=CheckpointSection(every=0, keep_last=1),
+    )
+
+
+def policy_config(
+    checkpoint: Path, settings: DemoSettings, paths: DemoPaths, *, seed: int, num_threads: int
+) -> RunConfig:
+    """Settings for rolling a checkpoint out: on the training questions, or greedily on the held-out ones."""
+    return RunConfig(
+        # Only a training run writes to its folder.
+        run=RunSection(output=paths.root, seed=seed),
+        student=StudentSection(model=str(checkpoint)),
+        data=DataSection(train=paths.train, eval=paths.held_out),
+        environment=LedgerSection(),
+        rollout=rollout_section(settings),
+        trainer=_trainer(rounds=1, tasks_per_round=1, epochs=1, minibatch=1, num_threads=num_threads),
     )
 
 

@@ -9,18 +9,20 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from sod.chat import ChatRenderer
+from sod.assembly import make_renderer
 from sod.engines.base import SamplingParams
 from sod.engines.scripted import ScriptedEngine
 from sod.envs.ledger import ledger_question, ledger_task
+from sod.envs.ledger_env import LedgerSection
 from sod.envs.ledger_expert import ExpertTurn, expert_turns
-from sod.envs.registry import BuiltEnvironment
+from sod.envs.registry import build_environment
 from sod.errors import RolloutError
 from sod.rollout.collector import RolloutLimits, collect
 from sod.tools import ToolRunner
 from sod.types import Task, Trajectory
 
 _MAX_TOKENS = 512
+_NUM_TOOL_THREADS = 2
 
 
 def expert_traces(
@@ -29,9 +31,6 @@ def expert_traces(
     seed: int,
     error_rate: float,
     tokenizer: PreTrainedTokenizerBase,
-    renderer: ChatRenderer,
-    environment: BuiltEnvironment,
-    runner: ToolRunner,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trajectory]:
     """Plays the expert on training questions.
@@ -40,10 +39,7 @@ def expert_traces(
         num_traces: How many questions.
         seed: Of the questions and of where mistakes fall.
         error_rate: Chance of a mistake before each right call.
-        tokenizer: Encodes the turns.
-        renderer: Encodes everything else.
-        environment: The ledger environment; its tools answer for real.
-        runner: Runs the calls.
+        tokenizer: With the chat template.
         progress: Called with traces done and in all.
 
     Returns:
@@ -59,19 +55,27 @@ def expert_traces(
     ]
     scripts = [[tokenizer.encode(turn.text, add_special_tokens=False) for turn in turns] for turns in written]
     longest = max(len(turns) for turns in written)
-    trajectories = collect(
-        tasks,
-        engine=ScriptedEngine(scripts),
-        renderer=renderer,
-        environment_factory=environment.factory,
-        limits=RolloutLimits(
-            max_turns=longest, max_turn_tokens=_MAX_TOKENS, max_trajectory_tokens=longest * _MAX_TOKENS
-        ),
-        params=SamplingParams(max_turn_tokens=_MAX_TOKENS, stop_ids=renderer.stop_ids),
-        seed=seed,
-        runner=runner,
-        progress=progress,
-    )
+    environment = build_environment(LedgerSection())
+    try:
+        renderer = make_renderer(tokenizer, environment, None)
+        with ToolRunner(environment.tools, num_threads=_NUM_TOOL_THREADS) as runner:
+            trajectories = collect(
+                tasks,
+                engine=ScriptedEngine(scripts),
+                renderer=renderer,
+                environment_factory=environment.factory,
+                limits=RolloutLimits(
+                    max_turns=longest,
+                    max_turn_tokens=_MAX_TOKENS,
+                    max_trajectory_tokens=longest * _MAX_TOKENS,
+                ),
+                params=SamplingParams(max_turn_tokens=_MAX_TOKENS, stop_ids=renderer.stop_ids),
+                seed=seed,
+                runner=runner,
+                progress=progress,
+            )
+    finally:
+        environment.close()
     return [_marked(trajectory, turns) for trajectory, turns in zip(trajectories, written, strict=True)]
 
 

@@ -6,42 +6,39 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from rich.console import Console
 
-from sod.assembly import make_renderer
-from sod.config import RunConfig, StudentSection
-from sod.demo.configs import MAX_TRAJECTORY_TOKENS, DemoPaths, method_config, supervised_config
+from sod import commands
+from sod.config import RunConfig
+from sod.demo.configs import MAX_TRAJECTORY_TOKENS, DemoPaths, method_config, policy_config, supervised_config
 from sod.demo.expert_data import expert_traces, write_tasks
 from sod.demo.figures import draw_figures
 from sod.demo.progress import Show
 from sod.demo.settings import METHODS, DemoSettings, SupervisedPhase
 from sod.demo.summary import Reading, reading_of, summary_table, to_json, verdict
 from sod.demo.tokenizer import ledger_tokenizer
-from sod.engines.hf import HFEngine
 from sod.envs.ledger import ledger_tasks
-from sod.envs.ledger_env import LedgerSection
-from sod.envs.registry import build_environment
 from sod.errors import ConfigError
 from sod.loop.display import Display
-from sod.loop.sampling import Sampler
-from sod.models import build_qwen3, load_model
+from sod.models import build_qwen3
 from sod.rollout.store import write_trajectories
 from sod.seeding import derive_seed
-from sod.tools import ToolRunner
 from sod.trainer import SODTrainer
-from sod.types import Task
 
 TEACHER = "teacher"
 BASELINE = "cold student"
-TITLES = {"opd": "OPD", "sod": "SOD", "control": "control (SFT)"}
-"""Names of the trained students in the table."""
+TITLES = {
+    "teacher": TEACHER,
+    "student": BASELINE,
+    "opd": "OPD",
+    "sod": "SOD",
+    "control": "control (SFT)",
+}
+"""Names of the models in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,63 +95,50 @@ def run_demo(
     show = Show(console or Console(stderr=True), num_phases=4 + len(methods))
     kept = {"seed": seed, "num_threads": num_threads, "methods": list(methods), **asdict(settings)}
     paths.settings.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    with Demo(settings, paths, seed=seed, num_threads=num_threads, show=show) as demo:
-        demo.prepare()
-        teacher, teacher_reading = demo.supervised("teacher", settings.teacher)
-        student, student_reading = demo.supervised("student", settings.student)
-        trained = [demo.method(name, teacher=teacher, student=student) for name in methods]
+    demo = Demo(settings, paths, seed=seed, num_threads=num_threads, show=show)
+    demo.prepare()
+    teacher, teacher_reading = demo.supervised("teacher", settings.teacher)
+    student, student_reading = demo.supervised("student", settings.student)
+    trained = [demo.method(name, teacher=teacher, student=student) for name in methods]
     readings = (teacher_reading, student_reading, *trained)
     _report(readings, paths, methods, show)
     return DemoResult(folder=output, readings=readings, seconds=show.seconds)
 
 
 class Demo:
-    """The phases, and what they share: folder, tokenizer, environment, tool runner."""
+    """The phases of one demo, in the order in which they run."""
 
     def __init__(
         self, settings: DemoSettings, paths: DemoPaths, *, seed: int, num_threads: int, show: Show
     ) -> None:
-        """Start the environment; use as a context manager."""
+        """Take settings and folder.
+
+        Args:
+            settings: The size of everything.
+            paths: The folder.
+            seed: Root seed.
+            num_threads: CPU threads of torch.
+            show: Progress.
+        """
         self._settings, self._paths, self._seed, self._num_threads = settings, paths, seed, num_threads
         self._show = show
-        self._stack = ExitStack()
-        self._environment = build_environment(LedgerSection())
-        self._stack.callback(self._environment.close)
-        self._runner = self._stack.enter_context(ToolRunner(max_workers=2))
         self._tokenizer = ledger_tokenizer(settings.vocab_size)
-        self._renderer = make_renderer(self._tokenizer, self._environment, None)
-        self._questions: list[Task] = []
-        self._train_tasks: list[Task] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
 
     def prepare(self) -> None:
         """Write the questions, and the expert's traces for the teacher and for the student."""
+        self._show.heading("tokenizer, questions and expert traces")
         settings = self._settings
-        self._show.heading("questions and expert traces")
-        self._questions = ledger_tasks(settings.num_questions, seed=self._seed, split="held_out")
-        self._train_tasks = ledger_tasks(settings.distillation.num_trajectories, seed=self._seed_of("train"))
-        write_tasks(self._paths.held_out, self._questions)
-        write_tasks(self._paths.train, self._train_tasks)
-        for name, part in (("teacher", settings.teacher), ("student", settings.student)):
-            with self._show.bar(f"expert traces for the {name}") as progress:
+        held_out = ledger_tasks(settings.num_questions, seed=self._seed, split="held_out")
+        write_tasks(self._paths.held_out, held_out)
+        num_tasks = settings.distillation.num_trajectories
+        write_tasks(self._paths.train, ledger_tasks(num_tasks, seed=self._seed_of("train")))
+        for name, phase in (("teacher", settings.teacher), ("student", settings.student)):
+            with self._show.bar(f"{phase.num_traces} expert traces for the {name}") as progress:
                 traces = expert_traces(
-                    part.num_traces,
+                    phase.num_traces,
                     seed=self._seed_of(f"{name} traces"),
-                    error_rate=part.error_rate,
+                    error_rate=phase.error_rate,
                     tokenizer=self._tokenizer,
-                    renderer=self._renderer,
-                    environment=self._environment,
-                    runner=self._runner,
                     progress=progress,
                 )
             write_trajectories(self._paths.traces(name), traces)
@@ -186,7 +170,9 @@ class Demo:
         config = supervised_config(
             name, phase, self._settings, self._paths, seed=self._seed, num_threads=self._num_threads
         )
-        return self._train(config, {"teacher": TEACHER, "student": BASELINE}[name])
+        title = TITLES[name]
+        self._show.heading(f"{title}: {model.num_parameters():,} parameters, {config.num_updates} updates")
+        return self._train(config, title, started=time.perf_counter())
 
     def method(self, name: str, *, teacher: Path, student: Path) -> Reading:
         """Train the cold student with one method.
@@ -208,45 +194,40 @@ class Demo:
             seed=self._seed,
             num_threads=self._num_threads,
         )
+        phase = self._settings.distillation
+        self._show.heading(f"{TITLES[name]}: {phase.rounds} rounds of {phase.tasks_per_round} trajectories")
         started = time.perf_counter()
         if name == "control":
-            self._write_control_traces(teacher, config)
+            with self._show.bar("the teacher's own rollouts") as progress:
+                traces = commands.rollout(
+                    self._policy(teacher), which="train", num_tasks=None, progress=progress
+                )
+            write_trajectories(self._paths.traces(name), traces)
         return self._train(config, TITLES[name], started=started)[1]
 
-    def _write_control_traces(self, teacher: Path, config: RunConfig) -> None:
-        with self._show.bar("the teacher's own rollouts") as progress:
-            traces = self._sampler(teacher, config).rollout(self._train_tasks, 0, progress)
-        write_trajectories(self._paths.traces("control"), traces)
-
-    def _train(self, config: RunConfig, title: str, *, started: float | None = None) -> tuple[Path, Reading]:
-        started = time.perf_counter() if started is None else started
-        self._show.heading(f"{title}: {config.num_updates} updates")
+    def _train(self, config: RunConfig, title: str, *, started: float) -> tuple[Path, Reading]:
         result = SODTrainer.from_config(config, display=Display(self._show.console)).train()
         seconds = time.perf_counter() - started
         with self._show.bar("held-out questions") as progress:
-            answered = self._sampler(result.checkpoint, config).evaluate(self._questions, 0, progress)
-        write_trajectories(self._paths.answers(config.run.output.name), answered.trajectories)
+            answers = commands.evaluate(self._policy(result.checkpoint), progress).trajectories
+        write_trajectories(self._paths.answers(config.run.output.name), answers)
+        is_on_policy = config.teacher is not None
         reading = reading_of(
             title,
-            answered.trajectories,
-            sampled_success=None if config.teacher is None else result.metrics["rollout/success_mean"],
+            answers,
+            sampled_success=result.metrics["rollout/success_mean"] if is_on_policy else None,
             num_updates=config.num_updates,
             seconds=seconds,
         )
         self._show.line(
-            f"{title}: {100 * reading.success:.1f} ± {100 * reading.success_error:.1f}% of"
-            f" {len(self._questions)} held-out questions solved, in {seconds:.0f} s of training"
+            f"{title}: {100 * reading.success:.1f} ± {100 * reading.success_error:.1f}% of {len(answers)}"
+            f" held-out questions solved, after {seconds:.0f} s of training"
         )
         return result.checkpoint, reading
 
-    def _sampler(self, checkpoint: Path, config: RunConfig) -> Sampler:
-        model = load_model(StudentSection(model=str(checkpoint)))
-        return Sampler(
-            engine=HFEngine(model, pad_id=self._renderer.pad_id, max_batch=config.rollout.max_batch),
-            renderer=self._renderer,
-            factory=self._environment.factory,
-            runner=self._runner,
-            config=config,
+    def _policy(self, checkpoint: Path) -> RunConfig:
+        return policy_config(
+            checkpoint, self._settings, self._paths, seed=self._seed, num_threads=self._num_threads
         )
 
     def _seed_of(self, purpose: str) -> int:
