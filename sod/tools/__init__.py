@@ -1,1 +1,18 @@
 """Tools: plain functions a model may call, and the runner that calls them."""
+
+from sod.tools.calls import Call, ParseFailure
+from sod.tools.python import python_tool
+from sod.tools.runner import ToolRunner
+from sod.tools.tool import Tool, ToolUnavailableError, tool
+from sod.tools.truncation import truncate_middle
+
+__all__ = [
+    "Call",
+    "ParseFailure",
+    "Tool",
+    "ToolRunner",
+    "ToolUnavailableError",
+    "python_tool",
+    "tool",
+    "truncate_middle",
+]

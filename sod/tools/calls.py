@@ -1,8 +1,10 @@
-"""What the parser hands to the runner when it cannot read a call."""
+"""What the parser hands to the runner: calls, and what it could not read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from sod.types import ToolCall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,3 +20,7 @@ class ParseFailure:
 
     text: str
     reason: str
+
+
+Call = ToolCall | ParseFailure
+"""What a turn asks for."""

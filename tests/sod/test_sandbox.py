@@ -79,6 +79,15 @@ def test_traceback_shows_the_frames_of_the_code_alone(sandbox):
     )
 
 
+def test_markers_of_a_traceback_stand_below_what_failed(sandbox):
+    result = sandbox.run("x = 0\r\ny = '\u2028'\r\n1 / x")
+    assert result.stderr.splitlines()[1:4] == [
+        '  File "<code>", line 3, in <module>',
+        "    1 / x",
+        "    ~~^~~",
+    ]
+
+
 def test_chained_and_grouped_exceptions_show_no_foreign_frames(sandbox):
     result = sandbox.run(
         "import json\n"
@@ -203,8 +212,8 @@ def test_common_library_code_works(sandbox):
     assert (
         output(
             sandbox,
-            "import csv, datetime, decimal, fractions, hashlib, itertools, json, math, os, random, re, shutil\n"
-            "import sqlite3, statistics, tempfile, time, uuid\n"
+            "import csv, datetime, decimal, fractions, hashlib, itertools, json, math, os, random, re\n"
+            "import shutil, sqlite3, statistics, tempfile, time, uuid\n"
             "with tempfile.TemporaryDirectory() as folder:\n"
             "    open(folder + '/a', 'w').write('1')\n"
             "    shutil.copy2(folder + '/a', folder + '/b')\n"

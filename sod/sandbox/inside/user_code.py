@@ -77,7 +77,9 @@ def _execute(code: str) -> None:
     module = types.ModuleType("__main__")
     module.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = module
-    linecache.cache[FILE_NAME] = (len(code), None, code.splitlines(keepends=True), FILE_NAME)
+    # Lines as Python counts them, each with its end: the traceback's markers are placed by that.
+    lines = [f"{line}\n" for line in code.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+    linecache.cache[FILE_NAME] = (len(code), None, lines, FILE_NAME)
     tree = ast.parse(code, FILE_NAME)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     body = compile(tree, FILE_NAME, "exec", dont_inherit=True)

@@ -1,0 +1,292 @@
+"""Calls tools for many trajectories at once, bounded in time, in threads and in what the model reads."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+from sod.errors import ToolDefinitionError
+from sod.tools.arguments import argument_problems
+from sod.tools.calls import Call, ParseFailure
+from sod.tools.tool import Tool, ToolUnavailableError
+from sod.tools.truncation import MIN_CHARS, truncate_middle
+from sod.types import ToolCall, ToolOutcome, ToolResult
+
+# An async tool is cancelled at the deadline; it gets this long to take notice before its thread is given up.
+_CANCEL_GRACE_S = 1.0
+
+
+@dataclass(eq=False, kw_only=True)
+class _Job:
+    """The calls of one trajectory, made one after the other.
+
+    `owner` changes when a thread is given up, so that what it answers later is not taken.
+    """
+
+    calls: tuple[Call, ...]
+    results: list[ToolResult] = field(default_factory=list)
+    owner: int = 0
+    started_at: float = 0.0
+    deadline: float | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.results) == len(self.calls)
+
+
+class ToolRunner:
+    """Makes calls and turns whatever happens into results in the order of the calls.
+
+    The calls of one trajectory run one after the other, those of different trajectories at the same time.
+    Python cannot stop a thread: a sync tool that does not return in time is answered with TIMEOUT, its thread
+    is left behind and another takes its place. `num_abandoned_threads` counts those still running; they end
+    with the process at the latest, but a tool that hangs often costs memory until then.
+
+    Args:
+        tools: What the model may call; names must differ.
+        timeout_s: Deadline of one call in seconds, for tools without a deadline of their own.
+        max_output_chars: Most characters of a result; the middle is dropped.
+        num_threads: Calls that can run at the same time.
+
+    Raises:
+        ToolDefinitionError: Two tools have one name.
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        tools: Sequence[Tool],
+        *,
+        timeout_s: float = 30.0,
+        max_output_chars: int = 8192,
+        num_threads: int = 8,
+    ) -> None:
+        if not 0 < timeout_s < float("inf"):
+            raise ValueError(f"ToolRunner: timeout_s is {timeout_s}, wanted a positive number of seconds.")
+        if max_output_chars < MIN_CHARS:
+            raise ValueError(
+                f"ToolRunner: max_output_chars is {max_output_chars}, wanted at least {MIN_CHARS}."
+            )
+        if num_threads < 1:
+            raise ValueError(f"ToolRunner: num_threads is {num_threads}, wanted at least 1.")
+        self._tools: dict[str, Tool] = {}
+        for tool in tools:
+            if tool.name in self._tools:
+                raise ToolDefinitionError(
+                    f"ToolRunner: two tools are named {tool.name}, wanted one of each name. Rename one."
+                )
+            self._tools[tool.name] = tool
+        self._timeout_s = timeout_s
+        self._max_output_chars = max_output_chars
+        self._changed = threading.Condition()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._num_abandoned = 0
+        self._num_threads = num_threads
+        self._is_closed = False
+        for _ in range(num_threads):
+            self._start_thread()
+
+    def __enter__(self) -> Self:
+        """Return the runner itself."""
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the runner."""
+        self.close()
+
+    @property
+    def schemas(self) -> list[dict[str, object]]:
+        """The tools' JSON schemas, for the chat template."""
+        return [dict(tool.schema) for tool in self._tools.values()]
+
+    @property
+    def num_abandoned_threads(self) -> int:
+        """Threads that were given up at a deadline and still run."""
+        return self._num_abandoned
+
+    def run(self, calls: Sequence[Call]) -> tuple[ToolResult, ...]:
+        """Make the calls of one turn, one after the other.
+
+        Args:
+            calls: What the turn asks for; a `ParseFailure` is answered with its reason.
+
+        Returns:
+            One result per call, in their order.
+
+        Raises:
+            ValueError: The runner is closed.
+        """
+        return self.run_batch([calls])[0]
+
+    def run_batch(self, batch: Sequence[Sequence[Call]]) -> list[tuple[ToolResult, ...]]:
+        """Make the calls of many trajectories' turns, different trajectories at the same time.
+
+        Args:
+            batch: The calls of each trajectory.
+
+        Returns:
+            One tuple of results per trajectory, both in the order asked.
+
+        Raises:
+            ValueError: The runner is closed.
+        """
+        jobs = [_Job(calls=tuple(calls)) for calls in batch]
+        with self._changed:
+            if self._is_closed:
+                raise ValueError("ToolRunner.run_batch: the runner is closed. Make a new one.")
+            for job in jobs:
+                if not job.is_done:
+                    self._jobs.put(job)
+            while True:
+                self._give_up_overdue(jobs)
+                if all(job.is_done for job in jobs):
+                    break
+                deadlines = [job.deadline for job in jobs if job.deadline is not None]
+                self._changed.wait(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
+        return [tuple(job.results) for job in jobs]
+
+    def close(self) -> None:
+        """Let the threads end when the calls under way are done; harmless twice.
+
+        Abandoned threads are left behind.
+        """
+        with self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            for _ in range(self._num_threads):
+                self._jobs.put(None)
+
+    def _start_thread(self) -> None:
+        """Start a thread that makes calls."""
+        # Daemons: a tool that never returns must not keep the process from ending.
+        threading.Thread(target=self._work, name="sod-tool", daemon=True).start()
+
+    def _work(self) -> None:
+        """Do jobs until told to end or given up."""
+        while (job := self._jobs.get()) is not None:
+            owner = job.owner
+            while True:
+                with self._changed:
+                    if job.is_done:
+                        break
+                    call = job.calls[len(job.results)]
+                    job.started_at = time.monotonic()
+                    job.deadline = self._deadline(call)
+                    self._changed.notify_all()
+                try:
+                    result = self._answer(call)
+                except Exception as error:
+                    # A lost thread would leave its trajectory waiting for ever.
+                    name = call.name if isinstance(call, ToolCall) else ""
+                    result = ToolResult(name=name, outcome=ToolOutcome.TOOL_ERROR, text=_described(error))
+                with self._changed:
+                    if job.owner != owner:
+                        self._num_abandoned -= 1
+                        return
+                    job.results.append(replace(result, seconds=time.monotonic() - job.started_at))
+                    job.deadline = None
+                    self._changed.notify_all()
+
+    def _deadline(self, call: Call) -> float | None:
+        """Return when a call that starts now is given up."""
+        tool = self._tools.get(call.name) if isinstance(call, ToolCall) else None
+        if tool is None or tool.has_own_deadline:
+            return None
+        grace_s = _CANCEL_GRACE_S if inspect.iscoroutinefunction(tool.function) else 0.0
+        return time.monotonic() + self._timeout_s + grace_s
+
+    def _give_up_overdue(self, jobs: Sequence[_Job]) -> None:
+        """Answer calls whose deadline has passed, and have another thread go on with their job."""
+        now = time.monotonic()
+        for job in jobs:
+            if job.deadline is None or job.deadline > now:
+                continue
+            call = job.calls[len(job.results)]
+            name = call.name if isinstance(call, ToolCall) else ""
+            job.results.append(replace(self._timed_out(name), seconds=now - job.started_at))
+            job.deadline = None
+            job.owner += 1
+            self._num_abandoned += 1
+            self._start_thread()
+            if not job.is_done:
+                self._jobs.put(job)
+
+    def _timed_out(self, name: str) -> ToolResult:
+        """Return the result of a call that took too long."""
+        text = f"The call was stopped: {name} ran longer than {self._timeout_s:g} seconds."
+        return ToolResult(name=name, outcome=ToolOutcome.TIMEOUT, text=text)
+
+    def _answer(self, call: Call) -> ToolResult:
+        """Make one call; return what the model shall read."""
+        if isinstance(call, ParseFailure):
+            text = f"The tool call could not be read: {call.reason}"
+            result = ToolResult(name="", outcome=ToolOutcome.INVALID_JSON, text=text)
+        elif call.name not in self._tools:
+            text = self._unknown_text(call.name)
+            result = ToolResult(name=call.name, outcome=ToolOutcome.UNKNOWN_TOOL, text=text)
+        else:
+            tool = self._tools[call.name]
+            problems = argument_problems(tool.parameters, call.arguments)
+            if problems:
+                result = ToolResult(name=tool.name, outcome=ToolOutcome.BAD_ARGS, text=" ".join(problems))
+            else:
+                result = self._invoke(tool, call)
+        # Half of a surrogate pair, which JSON can spell, would stop every tokenizer.
+        text = result.text.encode(errors="replace").decode()
+        return replace(result, text=truncate_middle(text, self._max_output_chars))
+
+    def _invoke(self, tool: Tool, call: ToolCall) -> ToolResult:
+        """Run the function; an exception becomes text."""
+        try:
+            value = tool.function(**call.arguments)
+            if inspect.isawaitable(value):
+                value = asyncio.run(self._await(tool, value))
+            if isinstance(value, ToolResult):
+                return replace(value, name=tool.name)
+            return ToolResult(name=tool.name, outcome=ToolOutcome.OK, text=str(value))
+        except ToolUnavailableError as error:
+            return ToolResult(name=tool.name, outcome=ToolOutcome.UNAVAILABLE, text=str(error))
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            text = _described(error)
+            return ToolResult(name=tool.name, outcome=ToolOutcome.TOOL_ERROR, text=text)
+
+    async def _await(self, tool: Tool, value: Awaitable[object]) -> object:
+        """Wait for an async tool, cancelled at the deadline unless it has its own."""
+        try:
+            async with asyncio.timeout(None if tool.has_own_deadline else self._timeout_s) as timeout:
+                return await value
+        except TimeoutError:
+            if timeout.expired():
+                return self._timed_out(tool.name)
+            raise
+
+    def _unknown_text(self, name: str) -> str:
+        """Return a text that names the nearest tool and all there are."""
+        if not self._tools:
+            return f"There is no tool named {name}; no tools are available."
+        near = difflib.get_close_matches(name, self._tools, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"There is no tool named {name}.{hint} Available: {', '.join(self._tools)}."
+
+
+def _described(error: BaseException) -> str:
+    """Return type and message of an exception, which may be too broken to say more than its type."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:
+        return name
