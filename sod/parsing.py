@@ -41,7 +41,7 @@ class ParsedTurn:
 def parse_hermes(text: str, *, starts_in_thought: bool = False) -> ParsedTurn:
     """Split one assistant turn into its content and its tool calls.
 
-    Whatever stands inside a thinking block, closed or cut off, is thought: no call and no content.
+    A thinking block at the beginning, closed or cut off, holds no call and no content.
 
     Args:
         text: The turn, without the token that ended it unless that is `</tool_call>`.
@@ -68,10 +68,10 @@ def has_open_call(text: str) -> bool:
 
 
 def _without_thought(text: str, starts_in_thought: bool) -> str:
-    _, closing, spoken = text.rpartition(THINK_CLOSE)
-    if not closing and starts_in_thought:
-        return ""
-    return spoken.partition(THINK_OPEN)[0]
+    # Only the beginning of a turn is thought: later tags may well be part of code in a call.
+    if not (starts_in_thought or text.lstrip().startswith(THINK_OPEN)):
+        return text
+    return text.partition(THINK_CLOSE)[2]
 
 
 def _parse_call(match: re.Match[str]) -> ToolCall | ParseFailure:

@@ -67,6 +67,7 @@ class HFEngine:
 
         Raises:
             ValueError: A prompt is empty or leaves no room for a token.
+            ModelError: The model has layers that are not attention.
             RolloutError: An observation leaves no room for a token, or logits are not finite.
         """
         limit = self._token_limit(params)

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from sod.engines.base import Generation, Respond, SamplingParams
 from sod.engines.sampling import RowRandom, sample
-from sod.errors import RolloutError
+from sod.errors import ModelError, RolloutError
 from sod.types import StopReason
 
 
@@ -114,6 +115,7 @@ class LockstepDecoder:
             first_row: Row number of the first prompt.
 
         Raises:
+            ModelError: The model has layers that are not attention.
             RolloutError: An observation leaves no room for a token, or log-probabilities are not finite.
         """
         batch = self._prefill(prompts, first_row)
@@ -134,8 +136,7 @@ class LockstepDecoder:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         mask = mask.to(self._device)
-        config: Any = self._model.config
-        cache = DynamicCache(config=config)
+        cache = self._make_cache()
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         logits = self._forward(ids.to(self._device), mask, positions, cache)
         return _Batch(
@@ -145,6 +146,19 @@ class LockstepDecoder:
             next_position=mask.sum(dim=-1),
             logits=logits,
         )
+
+    def _make_cache(self) -> DynamicCache:
+        config: Any = self._model.config
+        cache = DynamicCache(config=config)
+        others = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)}
+        if others:
+            # Such a state would take in the padding left of a prompt.
+            name, kinds = type(self._model).__name__, ", ".join(sorted(others))
+            raise ModelError(
+                f"HFEngine.rollout: {name} keeps a state other than keys and values ({kinds}), which batches "
+                "of growing rows cannot share; use a model with attention layers only."
+            )
+        return cache
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         output = self._model(

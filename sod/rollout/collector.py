@@ -84,10 +84,16 @@ def collect(
         RolloutError: A prompt leaves no room for a turn, or a tool stayed unavailable.
     """
     _check_arguments(params, renderer, num_samples, max_attempts)
-    params = replace(
-        params,
+    # Of two bounds on the same thing the tighter holds, for the engine and for the collector alike.
+    limits = replace(
+        limits,
         max_turn_tokens=min(params.max_turn_tokens, limits.max_turn_tokens),
-        max_total_tokens=min(params.max_total_tokens or limits.max_trajectory_tokens, limits.max_trajectory_tokens),
+        max_trajectory_tokens=min(
+            limits.max_trajectory_tokens, params.max_total_tokens or limits.max_trajectory_tokens
+        ),
+    )
+    params = replace(
+        params, max_turn_tokens=limits.max_turn_tokens, max_total_tokens=limits.max_trajectory_tokens
     )
     session = _Session(
         [(index, task) for index, task in enumerate(tasks) for _ in range(num_samples)],
@@ -177,10 +183,11 @@ class _Session:
             self._engine.rollout(prompts, self._respond, params, seed=seed)
             unfinished = [row.task.task_id for row in self._rows if not row.is_closed]
             if unfinished:
+                name = type(self._engine).__name__
                 raise RolloutError(
-                    f"collect: {type(self._engine).__name__}.rollout came back before {len(unfinished)} "
-                    f"trajectories were over, the first of task {unfinished[0]!r}; an engine must sample until "
-                    "respond gives None for every row."
+                    f"collect: {name}.rollout came back before {len(unfinished)} trajectories were over, the "
+                    f"first of task {unfinished[0]!r}; an engine must sample until respond gives None for "
+                    "every row."
                 )
 
     def _prompt(self, row: _Row) -> tuple[int, ...]:
@@ -217,14 +224,14 @@ class _Session:
         row.turns.append(self._turn(row, generation, turn, step))
         row.num_tokens += len(generation.sampled_ids)
         row.reward += step.reward
-        if step.is_done:
-            return self._finish(row, step, step.end_reason)
-        if len(row.turns) == self._limits.max_turns:
-            return self._finish(row, step, EndReason.MAX_TURNS)
+        if step.is_done or len(row.turns) == self._limits.max_turns:
+            self._finish(row, step, step.end_reason if step.is_done else EndReason.MAX_TURNS)
+            return None
         ids = self._renderer.observation_ids(generation.sampled_ids, step.messages)
         row.num_tokens += len(ids)
         if row.num_tokens >= self._limits.max_trajectory_tokens:
-            return self._finish(row, step, EndReason.MAX_TOKENS)
+            self._finish(row, step, EndReason.MAX_TOKENS)
+            return None
         row.context_ids = ids
         return ids
 

@@ -8,7 +8,7 @@ import inspect
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
@@ -32,6 +32,7 @@ class _Job:
     """
 
     calls: tuple[Call, ...]
+    tools: Mapping[str, Tool]
     results: list[ToolResult] = field(default_factory=list)
     owner: int = 0
     started_at: float = 0.0
@@ -77,13 +78,7 @@ class ToolRunner:
             )
         if num_threads < 1:
             raise ValueError(f"ToolRunner: num_threads is {num_threads}, wanted at least 1.")
-        self._tools: dict[str, Tool] = {}
-        for tool in tools:
-            if tool.name in self._tools:
-                raise ToolDefinitionError(
-                    f"ToolRunner: two tools are named {tool.name}, wanted one of each name. Rename one."
-                )
-            self._tools[tool.name] = tool
+        self._tools = _by_name(tools)
         self._timeout_s = timeout_s
         self._max_output_chars = max_output_chars
         self._changed = threading.Condition()
@@ -131,19 +126,30 @@ class ToolRunner:
         """
         return self.run_batch([calls])[0]
 
-    def run_batch(self, batch: Sequence[Sequence[Call]]) -> list[tuple[ToolResult, ...]]:
+    def run_batch(
+        self, batch: Sequence[Sequence[Call]], *, tools: Sequence[Sequence[Tool]] | None = None
+    ) -> list[tuple[ToolResult, ...]]:
         """Make the calls of many trajectories' turns, different trajectories at the same time.
 
         Args:
             batch: The calls of each trajectory.
+            tools: The tools of each trajectory, where environments bring their own; None means those of
+                the runner for all.
 
         Returns:
             One tuple of results per trajectory, both in the order asked.
 
         Raises:
-            ValueError: The runner is closed.
+            ToolDefinitionError: Two tools of one trajectory have one name.
+            ValueError: The runner is closed, or there is not one set of tools per trajectory.
         """
-        jobs = [_Job(calls=tuple(calls)) for calls in batch]
+        if tools is not None and len(tools) != len(batch):
+            raise ValueError(
+                f"ToolRunner.run_batch: tools has {len(tools)} entries for {len(batch)} trajectories, wanted "
+                "one sequence of tools for each."
+            )
+        named = [self._tools] * len(batch) if tools is None else [_by_name(row) for row in tools]
+        jobs = [_Job(calls=tuple(calls), tools=own) for calls, own in zip(batch, named, strict=True)]
         with self._changed:
             if self._is_closed:
                 raise ValueError("ToolRunner.run_batch: the runner is closed. Make a new one.")
@@ -185,10 +191,10 @@ class ToolRunner:
                         break
                     call = job.calls[len(job.results)]
                     job.started_at = time.monotonic()
-                    job.deadline = self._deadline(call)
+                    job.deadline = self._deadline(call, job.tools)
                     self._changed.notify_all()
                 try:
-                    result = self._answer(call)
+                    result = self._answer(call, job.tools)
                 except Exception as error:
                     # A lost thread would leave its trajectory waiting for ever.
                     name = call.name if isinstance(call, ToolCall) else ""
@@ -201,9 +207,9 @@ class ToolRunner:
                     job.deadline = None
                     self._changed.notify_all()
 
-    def _deadline(self, call: Call) -> float | None:
+    def _deadline(self, call: Call, tools: Mapping[str, Tool]) -> float | None:
         """Return when a call that starts now is given up."""
-        tool = self._tools.get(call.name) if isinstance(call, ToolCall) else None
+        tool = tools.get(call.name) if isinstance(call, ToolCall) else None
         if tool is None or tool.has_own_deadline:
             return None
         grace_s = _CANCEL_GRACE_S if inspect.iscoroutinefunction(tool.function) else 0.0
@@ -230,16 +236,16 @@ class ToolRunner:
         text = f"The call was stopped: {name} ran longer than {self._timeout_s:g} seconds."
         return ToolResult(name=name, outcome=ToolOutcome.TIMEOUT, text=text)
 
-    def _answer(self, call: Call) -> ToolResult:
+    def _answer(self, call: Call, tools: Mapping[str, Tool]) -> ToolResult:
         """Make one call; return what the model shall read."""
         if isinstance(call, ParseFailure):
             text = f"The tool call could not be read: {call.reason}"
             result = ToolResult(name="", outcome=ToolOutcome.INVALID_JSON, text=text)
-        elif call.name not in self._tools:
-            text = self._unknown_text(call.name)
+        elif call.name not in tools:
+            text = _unknown_text(call.name, tools)
             result = ToolResult(name=call.name, outcome=ToolOutcome.UNKNOWN_TOOL, text=text)
         else:
-            tool = self._tools[call.name]
+            tool = tools[call.name]
             problems = argument_problems(tool.parameters, call.arguments)
             if problems:
                 result = ToolResult(name=tool.name, outcome=ToolOutcome.BAD_ARGS, text=" ".join(problems))
@@ -274,13 +280,25 @@ class ToolRunner:
                 return self._timed_out(tool.name)
             raise
 
-    def _unknown_text(self, name: str) -> str:
-        """Return a text that names the nearest tool and all there are."""
-        if not self._tools:
-            return f"There is no tool named {name}; no tools are available."
-        near = difflib.get_close_matches(name, self._tools, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return f"There is no tool named {name}.{hint} Available: {', '.join(self._tools)}."
+
+def _by_name(tools: Sequence[Tool]) -> dict[str, Tool]:
+    named: dict[str, Tool] = {}
+    for tool in tools:
+        if tool.name in named:
+            raise ToolDefinitionError(
+                f"ToolRunner: two tools are named {tool.name}, wanted one of each name. Rename one."
+            )
+        named[tool.name] = tool
+    return named
+
+
+def _unknown_text(name: str, tools: Mapping[str, Tool]) -> str:
+    """Return a text that names the nearest tool and all there are."""
+    if not tools:
+        return f"There is no tool named {name}; no tools are available."
+    near = difflib.get_close_matches(name, tools, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"There is no tool named {name}.{hint} Available: {', '.join(tools)}."
 
 
 def _described(error: BaseException) -> str:

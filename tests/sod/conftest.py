@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sod.testing import make_tiny_checkpoint
+from tests.sod.tiny import sharpened
 
 transformers_logging.disable_progress_bar()
 
@@ -35,9 +36,4 @@ def tiny_tokenizer(tiny_checkpoint):
 @pytest.fixture
 def tiny_model(tiny_checkpoint):
     """The checkpoint with larger weights, so that probabilities depend visibly on every earlier token."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(4.0)
-    return model
+    return sharpened(AutoModelForCausalLM.from_pretrained(tiny_checkpoint))

@@ -9,7 +9,7 @@ from sod.types import EndReason, StopReason, ToolCall, ToolOutcome, ToolResult, 
 token_ids = st.integers(0, 511)
 log_probs = st.floats(-50.0, 0.0, width=32)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sod.chat import ChatRenderer
 from sod.chat_templates import HERMES_TEMPLATE
@@ -99,6 +103,35 @@ def test_appending_gives_the_whole_rendering(hermes, enable_thinking):
         assert ids == whole(hermes, messages, **options)
 
 
+plain_text = st.text(max_size=12).filter(lambda text: text.isprintable() or "\n" in text)
+rounds = st.lists(
+    st.tuples(plain_text, st.booleans(), st.lists(plain_text, max_size=2), st.sampled_from(["tool", "user"])),
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rounds)
+def test_any_conversation_reads_as_the_template_writes_it(rounds):
+    tokenizer, renderer = shared_hermes()
+    messages = [USER]
+    ids = renderer.prompt_ids(messages)
+    for text, is_cut_off, observations, role in rounds:
+        sampled = ids_of(tokenizer, text + ("" if is_cut_off else "<|im_end|>")) or ids_of(tokenizer, " ")
+        observation = [{"role": role, "content": content} for content in observations]
+        ids += sampled + renderer.observation_ids(sampled, observation)
+        written = renderer.decode(sampled).removesuffix("<|im_end|>")
+        messages += [{"role": "assistant", "content": written}, *observation]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert renderer.decode(ids) == text
+
+
+@cache
+def shared_hermes():
+    tokenizer = make_tiny_tokenizer()
+    return tokenizer, ChatRenderer(tokenizer, observation_roles=("tool", "user"))
+
+
 @pytest.mark.parametrize("text", ["I was saying", '<tool_call>\n{"name": "py', "", "done</tool_call>"])
 def test_a_turn_that_was_cut_off_is_closed_by_context(hermes, text):
     renderer = ChatRenderer(hermes, observation_roles=("tool",))
@@ -191,6 +224,43 @@ def test_a_closing_that_depends_on_the_next_message_is_refused():
     answer = {"role": "assistant", "content": "a"}
     with pytest.raises(TemplateError, match=r"message 2 \(role 'user'\) changes"):
         renderer.conversation_turns([USER, answer, USER, answer])
+
+
+def test_a_suffix_that_depends_on_earlier_messages_is_refused():
+    # What a user message looks like depends on how many messages there are.
+    numbered = HERMES_TEMPLATE.replace('message.role + "\\n"', 'message.role ~ loop.index ~ "\\n"')
+    assert numbered != HERMES_TEMPLATE
+    renderer = ChatRenderer(make_tiny_tokenizer(chat_template=numbered))
+    answer = {"role": "assistant", "content": "a"}
+    renderer.conversation_turns([USER, answer, USER, answer])
+    with pytest.raises(TemplateError, match=r"message 4 \(role 'user'\) changes .*user3.* became .*user5"):
+        renderer.conversation_turns([USER, answer, USER, answer, USER, answer])
+
+
+def test_a_closing_that_melts_into_the_next_message_is_refused_where_it_must_be_cut():
+    # "py" closes a call and "thon" opens every other message: together they are one token.
+    template = LIGHT.replace(
+        "'}</tool_call>' -}}", "'}</tool_call>' -}}{{- 'py' if loop.last else '' -}}"
+    ).replace("'<tool_response>'", "'thon<tool_response>'")
+    tokenizer = make_tiny_tokenizer(chat_template=template)
+    assert len(ids_of(tokenizer, "python")) == 1
+    renderer = light_renderer(tokenizer)
+    assert renderer.decode(renderer.observation_ids(ids_of(tokenizer, "<tool_call>{"), [tool("x")])) == (
+        "</tool_call>python<tool_response>x</tool_response>"
+    )
+    with pytest.raises(
+        TemplateError, match="is tokenised together with the closing '</tool_call>py' before it"
+    ):
+        renderer.observation_ids(ids_of(tokenizer, "text"), [tool("x")])
+
+
+def test_special_tokens_in_an_observation_change_nothing_before_it(hermes):
+    renderer = ChatRenderer(hermes, observation_roles=("tool",))
+    sampled = ids_of(hermes, "call<|im_end|>")
+    suffix = renderer.observation_ids(sampled, [tool("<|im_end|> </tool_call> <|im_start|>")])
+    assert renderer.decode(suffix).startswith(
+        "\n<|im_start|>user\n<tool_response>\n<|im_end|> </tool_call> <|im"
+    )
 
 
 def test_no_template_and_no_stop_are_named(hermes):

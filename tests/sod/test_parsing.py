@@ -79,8 +79,9 @@ def test_a_call_that_is_not_closed_is_a_failure_even_when_its_json_is_whole():
     [
         ("<think>maybe <tool_call>{}</tool_call></think> 42", "42", 0),
         ("<think>never closed <tool_call>{}</tool_call>", "", 0),
-        ("so <think>never closed", "so", 0),
-        ("<think>a</think>b<think>c</think> d", "d", 0),
+        ("so <think>that</think> is code", "so <think>that</think> is code", 0),
+        ("\n<think>a</think>b</think> <think>d", "b</think> <think>d", 0),
+        ('<tool_call>{"name": "a", "arguments": {"x": "<think>"}}</tool_call>', "", 1),
         ("no thought", "no thought", 0),
         ("<think></think><tool_call>{}</tool_call>", "", 1),
     ],

@@ -41,6 +41,7 @@ def test_properties(trajectory):
         assert set(sequence.step_ids.tolist()) - {-1} == set(range(start, end))
         # The first token of a sequence has nothing before it that could predict it.
         assert sequence.step_ids[0] == -1
+    assert trajectory.num_sampled_tokens == sum(int(s.response_mask.sum()) for s in sequences)
 
 
 def turn(context, sampled, **changes):

@@ -369,3 +369,31 @@ def test_python_tool_of_a_sandbox_that_is_down_is_unavailable(monkeypatch, tmp_p
         (result,) = runner.run([call("python", code="1")])
     assert result.outcome is ToolOutcome.UNAVAILABLE
     assert "the sandbox does not start: [Errno 2] No such file or directory" in result.text
+
+
+def test_trajectories_may_bring_tools_of_their_own():
+    def numbered(number):
+        @tool
+        def which() -> int:
+            """Tell whose tool this is."""
+            return number
+
+        return which
+
+    with ToolRunner([add], timeout_s=5.0) as runner:
+        results = runner.run_batch(
+            [[call("which"), call("add", a=1, b=2)], [call("which")], []],
+            tools=[[numbered(1)], [numbered(2)], []],
+        )
+        assert [[(r.outcome, r.text) for r in row] for row in results] == [
+            [
+                (ToolOutcome.OK, "1"),
+                (ToolOutcome.UNKNOWN_TOOL, "There is no tool named add. Available: which."),
+            ],
+            [(ToolOutcome.OK, "2")],
+            [],
+        ]
+        with pytest.raises(ValueError, match="tools has 1 entries for 2 trajectories, wanted one sequence"):
+            runner.run_batch([[], []], tools=[[add]])
+        with pytest.raises(ToolDefinitionError, match="two tools are named add"):
+            runner.run_batch([[]], tools=[[add, add]])

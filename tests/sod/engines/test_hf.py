@@ -6,11 +6,13 @@ import random
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sod.engines.base import SamplingParams
 from sod.engines.hf import HFEngine
-from sod.errors import RolloutError
+from sod.errors import ModelError, RolloutError
 from sod.types import StopReason
+from tests.sod.tiny import sharpened
 
 STOP = tuple(range(40, 60))
 PROMPTS = [(300,), tuple(range(100, 117)), (7, 7, 9), tuple(range(200, 240)), (5, 6, 7, 8, 9)]
@@ -67,7 +69,7 @@ def teacher_forced(model, ids, temperature, vocab_size=None):
     return log_probs[:-1].gather(-1, labels)[:, 0]
 
 
-def check_log_probs(model, recorder, temperature, vocab_size=None):
+def check_log_probs(model, recorder, temperature, vocab_size=None, least=20):
     num_sampled = 0
     for row, ids in recorder.streams.items():
         expected = teacher_forced(model, ids, temperature, vocab_size)
@@ -77,7 +79,7 @@ def check_log_probs(model, recorder, temperature, vocab_size=None):
                 assert recorder.log_probs[row][position] == pytest.approx(
                     expected[position - 1].item(), abs=1e-5
                 )
-    assert num_sampled > 20
+    assert num_sampled >= least
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -197,8 +199,6 @@ def test_training_mode_comes_back_and_no_graph_is_built(tiny_model):
 
 
 def test_weights_arrive(tiny_model, tiny_checkpoint):
-    from transformers import AutoModelForCausalLM
-
     other = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     engine = HFEngine(other, pad_id=0)
     engine.update_weights(tiny_model, 7)
@@ -240,3 +240,56 @@ def test_broken_weights_are_an_error(tiny_model):
     for sampling in (params(), params(temperature=0.0), params(top_p=0.5)):
         with pytest.raises(RolloutError, match="row 0 a log-probability of nan"):
             HFEngine(tiny_model, pad_id=0).rollout(PROMPTS, make_recorder(), sampling, seed=0)
+
+
+def test_every_token_is_read_exactly_once(tiny_model):
+    reads = []
+
+    def record(module, args, kwargs):
+        shape = kwargs["input_ids"].shape
+        reads.append((shape, int(kwargs["attention_mask"][:, -shape[1] :].sum())))
+
+    tiny_model.register_forward_pre_hook(record, with_kwargs=True)
+    recorder = make_recorder()
+    HFEngine(tiny_model, pad_id=0).rollout(PROMPTS, recorder, params(), seed=3)
+    # The last token of a row is never needed again.
+    assert sum(num_read for _, num_read in reads) == sum(len(ids) - 1 for ids in recorder.streams.values())
+    assert reads[0][0] == (5, 40)
+
+
+def test_a_long_observation_is_one_read_when_no_row_samples(tiny_model):
+    shapes = []
+    hook = tiny_model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    recorder = Recorder([(1, 2, 3)], [[50]], [2])
+    HFEngine(tiny_model, pad_id=0).rollout([(1, 2, 3)], recorder, params(max_turn_tokens=1), seed=0)
+    # The prompt, then the sampled token with the whole observation behind it.
+    assert shapes == [(1, 3), (1, 51)]
+    hook.remove()
+    check_log_probs(tiny_model, recorder, 1.0, least=2)
+
+
+def test_sliding_windows(tiny_checkpoint):
+    config = AutoConfig.from_pretrained(tiny_checkpoint)
+    config.use_sliding_window, config.sliding_window = True, 6
+    config.layer_types = ["sliding_attention", "full_attention"]
+    model = sharpened(AutoModelForCausalLM.from_pretrained(tiny_checkpoint, config=config))
+    recorder = make_recorder()
+    HFEngine(model, pad_id=0).rollout(PROMPTS, recorder, params(), seed=3)
+    check_log_probs(model, recorder, 1.0)
+
+
+def test_a_recurrent_model_is_refused(tiny_model):
+    tiny_model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ModelError, match=r"Qwen3ForCausalLM keeps a state .*\(LinearAttentionLayer\)"):
+        HFEngine(tiny_model, pad_id=0).rollout(PROMPTS, make_recorder(), params(), seed=0)
+
+
+@pytest.mark.gpu
+def test_log_probs_on_a_gpu(tiny_model):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    recorder = make_recorder()
+    HFEngine(tiny_model.cuda(), pad_id=0).rollout(PROMPTS, recorder, params(temperature=0.7), seed=3)
+    check_log_probs(tiny_model.cpu(), recorder, 0.7)
