@@ -17,7 +17,7 @@ from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment, build_environment
 from sod.envs.tool_entry import tool_environment
 from sod.errors import ConfigError
-from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer
+from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer, place
 from sod.rewards import Reward
 from sod.rollout.store import read_trajectories
 from sod.scoring import check_head
@@ -154,7 +154,7 @@ def load_student(section: StudentSection, device: torch.device) -> PreTrainedMod
     """Load the student as its section says."""
     student = load_model(section, device=device)
     if section.gradient_checkpointing:
-        student.gradient_checkpointing_enable()
+        student.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
     return student
 
 
@@ -191,10 +191,10 @@ def assemble_objects(
         check_same_tokenizer(tokenizer, load_tokenizer(named))
         teacher = load_model(named)
     if isinstance(teacher, PreTrainedModel):
-        teacher = LocalTeacher(teacher.to(device))
+        teacher = LocalTeacher(place(teacher, device))
     built = _built_environment(environment, tools, reward)
     parts = RunParts(
-        student=student.to(device),
+        student=place(student, device),
         tokenizer=tokenizer,
         renderer=make_renderer(tokenizer, built, None),
         teacher=teacher,

@@ -27,6 +27,15 @@ TENSOR_FILE = "trainer_state.pt"
 POINTER = "latest"
 TEMPORARY_PREFIX = "tmp-"
 VERSION = 1
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +172,15 @@ def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]], dict[s
         raw["round_steps"] = {turn: tuple(sums) for turn, sums in raw["round_steps"].items()}
         raw["round_metrics"] = tuple(raw["round_metrics"])
         state = TrainerState(**raw)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        pickle.UnpicklingError,
+    ) as error:
         raise CheckpointError(f"load_state: {folder} cannot be read: {error}") from error
     if version != VERSION:
         raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")

@@ -22,14 +22,13 @@ from sod.config import RunConfig, SFTSection, SODSection, StudentSection, Teache
 from sod.envs.registry import build_environment
 from sod.errors import DataError
 from sod.evaluate import EvalResult
-from sod.loop.sampling import Progress, make_sampler
+from sod.loop.sampling import Progress, make_runner, make_sampler
 from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer
 from sod.rollout.store import read_trajectories
 from sod.run_folder import check_is_new, check_is_same_run
 from sod.score import score_trajectories
 from sod.scoring import check_head
 from sod.teacher.local import LocalTeacher
-from sod.tools import ToolRunner
 from sod.types import Trajectory
 
 
@@ -201,7 +200,7 @@ class _Policy:
     def __init__(self, config: RunConfig, which: Literal["train", "eval"]) -> None:
         torch.set_num_threads(config.trainer.num_threads)
         self.parts: RunParts = assemble_policy(config, which)
-        self._runner = ToolRunner(max_workers=config.rollout.max_workers)
+        self._runner = make_runner(config, self.parts)
         self.sampler = make_sampler(config, self.parts, self._runner)
 
     def __enter__(self) -> _Policy:

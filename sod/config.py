@@ -103,8 +103,12 @@ class RolloutSection(Section):
     """Nucleus mass of training rollouts; below 1 the sampled distribution is not the student's."""
     max_batch: Annotated[int, Above(0)] = 256
     """Trajectories decoded at the same time."""
-    max_workers: Annotated[int, Above(0)] = 8
+    num_tool_threads: Annotated[int, Above(0)] = 8
     """Tool calls run at the same time."""
+    tool_timeout_s: Annotated[float, Above(0)] = 30.0
+    """Deadline in seconds of a call to a tool that has no deadline of its own."""
+    max_observation_chars: Annotated[int, AtLeast(64)] = 8192
+    """Longest text that a tool call gives back, in characters; the middle is cut out."""
 
 
 @dataclass(frozen=True, kw_only=True)

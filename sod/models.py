@@ -53,8 +53,14 @@ def load_model(section: ModelSection, *, device: torch.device | None = None) -> 
             f"[{section.section}] model = {section.model!r}: {len(missing)} weights are missing from the "
             f"checkpoint, the first is {missing[0]!r}; they would be random. Give a complete checkpoint."
         )
-    result: PreTrainedModel = model.to(device or torch.device("cpu")).eval()
-    return result
+    return place(model, device or torch.device("cpu"))
+
+
+def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Put a model on a device and in evaluation mode."""
+    module: Any = model
+    placed: PreTrainedModel = module.to(device).train(False)
+    return placed
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:

@@ -43,7 +43,7 @@ def score_trajectories(
     """
     sequences = [tokenize_trajectory(trajectory) for trajectory in trajectories]
     denominator = max(1, num_trained_tokens(sequences))
-    student.eval()
+    student.train(False)
     steps = []
     for batch in pack(sequences, range(len(sequences)), max_tokens=max_microbatch_tokens, pad_id=pad_id):
         moved = batch.to(student.device)

@@ -43,7 +43,7 @@ from sod.loop.records import (
     step_rows,
     step_table,
 )
-from sod.loop.sampling import make_sampler
+from sod.loop.sampling import make_runner, make_sampler
 from sod.loop.signals import StopRequested, StopSignals
 from sod.loop.update import UpdateResult, UpdateSettings, run_update
 from sod.metrics import JsonLines, read_rows
@@ -55,7 +55,6 @@ from sod.run_folder import RunFolder
 from sod.seeding import take_from
 from sod.teacher.base import Teacher
 from sod.teacher.cache import RoundScores
-from sod.tools import ToolRunner
 from sod.types import Task, Trajectory
 
 ALIGNMENT_BOUND = {"float32": 0.02, "bfloat16": 1.0}
@@ -184,7 +183,7 @@ class SODTrainer:
             self._stop = stack.enter_context(StopSignals())
             stack.enter_context(self._display)
             if self.parts.needs_sampler:
-                runner = stack.enter_context(ToolRunner(max_workers=self.config.rollout.max_workers))
+                runner = stack.enter_context(make_runner(self.config, self.parts))
                 self._sampler = make_sampler(self.config, self.parts, runner)
             self._display.begin(self.state.round, self.config.trainer.rounds)
             try:
@@ -217,7 +216,7 @@ class SODTrainer:
         trajectories = self._trajectories(index)
         rollout_s = time.perf_counter() - started
         self._updates(trajectories)
-        row = {"kind": "round", "round": index, "update": self.state.update}
+        row: dict[str, Any] = {"kind": "round", "round": index, "update": self.state.update}
         row |= rollout_metrics(trajectories) | mean_metrics(self.state.round_metrics)
         row |= step_table(self.state.round_steps)
         row |= {"time/rollout_s": rollout_s, "time/round_s": time.perf_counter() - started}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -98,9 +98,6 @@ def backends() -> dict[str, BackendStatus]:
     return table
 
 
-# Compiled code sees the answer as a constant: it depends on the device type and dtype, on which graphs are
-# guarded.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """Choose the backend that runs.
 
@@ -133,3 +130,8 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
         f"step_kl: backend={backend!r} cannot run on {device_type!r} for {dtype}. {' '.join(reasons)} "
         f"{advice}"
     )
+
+
+# Compiled code takes the answer as a constant: it depends on device type and dtype, which guard the graph.
+# This is all that torch.compiler.assume_constant_result does, but that imports the whole compiler first.
+cast(Any, resolve)._dynamo_marked_constant = True

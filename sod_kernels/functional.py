@@ -46,9 +46,9 @@ def step_kl(
     .. math:: L = \frac{1}{Z} \sum_n w_{k(n)} \, v_n \, D_n, \qquad D_n = \mathrm{KL}(p_n \| q_n)
 
     where :math:`D_n` is the chosen divergence, :math:`w` the step weights, :math:`v` the token weights and
-    :math:`Z` the divisor of `reduction`. One sweep over the logits gives everything in the output; one more gives
-    the gradient, whatever is built on `loss`, `token_kl`, `student_log_probs` and `student_entropy`. Weights
-    and step statistics are detached, and the teacher gets no gradient.
+    :math:`Z` the divisor of `reduction`. One sweep over the logits gives everything in the output; one more
+    gives the gradient, whatever is built on `loss`, `token_kl`, `student_log_probs` and `student_entropy`.
+    Weights and step statistics are detached, and the teacher gets no gradient.
 
     Args:
         student_logits: (N, V) packed or (B, T, V) padded; float64, float32, bfloat16 or float16. A view such

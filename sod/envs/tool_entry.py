@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
 from sod.config import EnvironmentSection
-from sod.config_schema import Above, AtLeast
+from sod.config_schema import Above
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry
 from sod.envs.tool_env import ToolEnvironment
 from sod.errors import ConfigError
-from sod.rewards import Reward, reward_function
+from sod.rewards import Reward, get_reward
 from sod.sandbox import LocalSandbox
 from sod.tools import Tool, python_tool, tool
 from sod.types import Task
@@ -32,20 +33,20 @@ class ToolsSection(EnvironmentSection):
     """Reward from which on a trajectory counts as solved."""
     max_errors_in_a_row: Annotated[int, Above(0)] | None = None
     """Turns in a row with an error before a trajectory is ended; None for no limit."""
-    tool_timeout_s: Annotated[float, Above(0)] = 10.0
-    """Wall-clock limit of one tool call, in seconds."""
-    max_observation_characters: Annotated[int, AtLeast(16)] = 4096
-    """Longest text that a tool call gives back, in characters."""
+    python_timeout_s: Annotated[float, Above(0)] = 10.0
+    """Wall-clock limit of one run of the "python" tool, in seconds."""
 
 
 def build(section: ToolsSection) -> BuiltEnvironment:
-    """Build the environment; the sandbox is started only where the Python tool is on offer."""
-    return tool_environment(
-        [_tool(name, section) for name in section.tools],
-        section.reward,
-        success_threshold=section.success_threshold,
-        max_errors_in_a_row=section.max_errors_in_a_row,
-    )
+    """Build the environment; a sandbox is started only where the Python tool is on offer."""
+    with ExitStack() as stack:
+        built = tool_environment(
+            [_tool(name, section, stack) for name in section.tools],
+            section.reward,
+            success_threshold=section.success_threshold,
+            max_errors_in_a_row=section.max_errors_in_a_row,
+        )
+        return replace(built, close=stack.pop_all().close)
 
 
 def tool_environment(
@@ -67,7 +68,7 @@ def tool_environment(
         The environment.
     """
     made = tuple(one if isinstance(one, Tool) else tool(one) for one in tools)
-    score = reward_function(reward) if isinstance(reward, str) else reward
+    score = get_reward(reward) if isinstance(reward, str) else reward
 
     def factory(task: Task) -> ToolEnvironment:
         return ToolEnvironment(
@@ -77,9 +78,10 @@ def tool_environment(
     return BuiltEnvironment(factory=factory, tools=made)
 
 
-def _tool(name: str, section: ToolsSection) -> Tool:
+def _tool(name: str, section: ToolsSection, stack: ExitStack) -> Tool:
     if name == "python":
-        return python_tool(LocalSandbox(), timeout_s=section.tool_timeout_s)
+        sandbox = stack.enter_context(LocalSandbox())
+        return python_tool(sandbox, timeout_s=section.python_timeout_s)
     module_name, separator, attribute = name.partition(":")
     if not separator:
         raise ConfigError(f"[environment] tools: {name!r} is unknown; wanted 'python' or 'module:function'")

@@ -143,3 +143,14 @@ def make_sampler(config: RunConfig, parts: RunParts, runner: ToolRunner) -> Samp
         device_type=parts.student.device.type,
         autocast_dtype=torch.bfloat16 if config.trainer.precision == "bfloat16" else None,
     )
+
+
+def make_runner(config: RunConfig, parts: RunParts) -> ToolRunner:
+    """Make the runner of a run's tool calls; the caller closes it."""
+    tools = parts.environment.tools if parts.environment is not None else ()
+    return ToolRunner(
+        tools,
+        timeout_s=config.rollout.tool_timeout_s,
+        max_output_chars=config.rollout.max_observation_chars,
+        num_threads=config.rollout.num_tool_threads,
+    )

@@ -108,14 +108,14 @@ def run_update(
         if inspect is not None:
             inspect(moved, logits.detach())
         output = algorithm.loss(moved, logits, target, settings.denominator)
-        output.loss.backward()
+        torch.autograd.backward(output.loss)
         outputs.append(_detached(output))
     grad_norm = float(optimizer.clip(settings.max_grad_norm))
     is_skipped = not math.isfinite(grad_norm)
     if not is_skipped:
         optimizer.step(settings.learning_rate_scale)
     optimizer.zero_grad()
-    model.eval()
+    model.train(False)
     steps = [row for batch, output in zip(batches, outputs, strict=True) for row in step_stats(batch, output)]
     metrics = _metrics(outputs, steps, settings)
     metrics |= {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}

@@ -21,7 +21,7 @@ class LocalTeacher:
             model: The teacher; put in evaluation mode, its parameters no longer require gradients.
         """
         self.model = model
-        model.eval()
+        model.train(False)
         model.requires_grad_(False)
 
     @property

@@ -8,6 +8,7 @@ Notation: s, t are the student's and teacher's logits over temperature, p and q 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -71,8 +72,7 @@ def _above_floor(log_p: Tensor, spec: DivergenceSpec) -> Tensor:
 
 
 def _log_mixture(rows: _Rows, beta: float) -> Tensor:
-    weights = torch.tensor([1.0 - beta, beta], dtype=torch.float64).log().tolist()
-    return torch.logaddexp(rows.log_p + weights[0], rows.log_q + weights[1])
+    return torch.logaddexp(rows.log_p + math.log1p(-beta), rows.log_q + math.log(beta))
 
 
 def _student_score(rows: _Rows, spec: DivergenceSpec) -> Tensor:

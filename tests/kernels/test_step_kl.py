@@ -77,7 +77,9 @@ class TestOutputs:
         for step in range(4):
             at = ids == step
             torch.testing.assert_close(out.step_divergence[step], out.token_kl[at].mean().detach())
-            torch.testing.assert_close(statistics.uncertainty[step], -out.student_log_probs[at].mean().detach())
+            torch.testing.assert_close(
+                statistics.uncertainty[step], -out.student_log_probs[at].mean().detach()
+            )
         step_kl(student, teacher, ids, weighting=watch)
         torch.testing.assert_close(
             kept["statistics"].uncertainty[1], out.student_entropy[ids == 1].mean().detach()
@@ -105,7 +107,14 @@ class TestOutputs:
     def test_output_dtypes(self, dtype, wanted):
         student, teacher, sampled = _inputs(dtype=dtype)
         out = step_kl(student, teacher, sampled_ids=sampled, backend="reference")
-        names = ("loss", "token_kl", "student_entropy", "student_log_probs", "step_divergence", "step_weights")
+        names = (
+            "loss",
+            "token_kl",
+            "student_entropy",
+            "student_log_probs",
+            "step_divergence",
+            "step_weights",
+        )
         assert {getattr(out, name).dtype for name in names} == {wanted}
         assert out.step_tokens.dtype == torch.int64
         out.loss.backward()
@@ -129,8 +138,12 @@ class TestOutputs:
         for beta in (None, 0.5, 0.2):
             weight = 0.5 if beta is None else beta
             mixture = (1 - weight) * p + weight * q
-            wanted = weight * (q * (q / mixture).log()).sum(-1) + (1 - weight) * (p * (p / mixture).log()).sum(-1)
-            torch.testing.assert_close(step_kl(student, teacher, divergence="jsd", beta=beta).token_kl, wanted)
+            wanted = weight * (q * (q / mixture).log()).sum(-1) + (1 - weight) * (
+                p * (p / mixture).log()
+            ).sum(-1)
+            torch.testing.assert_close(
+                step_kl(student, teacher, divergence="jsd", beta=beta).token_kl, wanted
+            )
 
     def test_temperature_divides_both_without_a_square(self):
         student, teacher, _ = _inputs()
@@ -169,7 +182,9 @@ class TestGradient:
         def loss(logits):
             return step_kl(logits, teacher, divergence=divergence, min_log_prob=-2.5).loss
 
-        floored = _kl(student, teacher).detach() - step_kl(student, teacher, min_log_prob=-2.5).token_kl.detach()
+        floored = (
+            _kl(student, teacher).detach() - step_kl(student, teacher, min_log_prob=-2.5).token_kl.detach()
+        )
         assert float(floored.abs().max()) > 0.01
         assert torch.autograd.gradcheck(loss, (student,))
 
@@ -236,7 +251,9 @@ class TestExcludedTokens:
         (want,) = torch.autograd.grad(clean.loss.sum(), student)
         outside = MASK == 0
         dirty = student.detach().clone()
-        dirty[outside] = torch.tensor([torch.nan, torch.inf, -torch.inf] * 3 + [0.0, 1e30], dtype=torch.float64)
+        dirty[outside] = torch.tensor(
+            [torch.nan, torch.inf, -torch.inf] * 3 + [0.0, 1e30], dtype=torch.float64
+        )
         dirty.requires_grad_()
         out = step_kl(
             dirty,
@@ -265,7 +282,9 @@ class TestExcludedTokens:
 
     def test_padded_vocabulary_equals_the_sliced_one(self):
         student, teacher, sampled = _inputs((2, 7, 11))
-        wide_student = torch.cat([student.detach(), torch.full((2, 7, 3), torch.nan, dtype=torch.float64)], -1)
+        wide_student = torch.cat(
+            [student.detach(), torch.full((2, 7, 3), torch.nan, dtype=torch.float64)], -1
+        )
         wide_teacher = torch.cat([teacher, torch.full((2, 7, 6), 1e9, dtype=torch.float64)], -1)
         wide_student.requires_grad_()
         sliced = step_kl(student, teacher, response_mask=MASK, sampled_ids=sampled)
@@ -423,7 +442,11 @@ class TestReductions:
         total = {"token_mean": 16, "step_mean": 8, "sequence_mean": 4}[reduction]
         parts = [
             step_kl(
-                student[rows], teacher[rows], ids[rows] - 4 * half * (ids[rows] >= 0), reduction=reduction, denominator=total
+                student[rows],
+                teacher[rows],
+                ids[rows] - 4 * half * (ids[rows] >= 0),
+                reduction=reduction,
+                denominator=total,
             ).loss
             for half, rows in enumerate((slice(0, 2), slice(2, 4)))
         ]
@@ -451,7 +474,9 @@ class TestWeightings:
     def test_weights_are_reproducible_from_the_output(self):
         student, teacher, _ = _inputs(dtype=torch.float32)
         out = step_kl(student, teacher, response_mask=MASK, weighting=SodWeighting(delta=0.5))
-        assert torch.equal(out.step_weights, sod_weights(out.step_divergence, torch.tensor([0, 0, 1, 1]), delta=0.5))
+        assert torch.equal(
+            out.step_weights, sod_weights(out.step_divergence, torch.tensor([0, 0, 1, 1]), delta=0.5)
+        )
 
     def test_no_weighting_means_one_where_there_are_tokens(self):
         student, teacher, _ = _inputs()

@@ -18,7 +18,7 @@ from sod_kernels.testing import (
 
 
 def _faulty(forward=None, backward=None):
-    """The reference with its results changed by `forward(case args, stats)` or `backward(case args, grad)`."""
+    """The reference, its results changed by `forward(args, stats)` or `backward(args, grad)`."""
 
     def run_forward(*args):
         stats = reference.forward(*args)
@@ -116,7 +116,10 @@ def test_cases_hold_what_their_reasons_say():
     assert int(truth(make_case("bad_rows")).token_kl.isnan().sum()) == 4
     assert bool((truth(make_case("equal")).token_kl == 0).all())
     assert bool((make_case("no_tokens").step_ids == -1).all())
-    assert make_case("label_shift").student_logits.stride(0) != make_case("label_shift").student_logits[0].numel()
+    assert (
+        make_case("label_shift").student_logits.stride(0)
+        != make_case("label_shift").student_logits[0].numel()
+    )
     assert make_case("shared_teacher").teacher_logits.stride(0) == 0
     padded = make_case("padded_vocab")
     assert padded.student_logits.shape[-1] != padded.teacher_logits.shape[-1]

@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, parts, limit_bytes):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
-        with pytest.raises(CheckpointError, match="could not be written .*before it are whole"):
+        with pytest.raises(CheckpointError, match=r"could not be written .*before it are whole"):
             save_checkpoint(tmp_path, state(2, 2), keep_last=1, **parts)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -45,7 +45,9 @@ def test_defaults_are_the_papers(tmp_path):
 
 def test_paths_start_from_the_file_and_not_from_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "models" / "s").mkdir(parents=True)
-    text = MINIMAL + '[student]\nmodel = "models/s"\n[teacher]\nmodel = "org/name"\n[data]\ntrain = "t.jsonl"\n'
+    text = (
+        MINIMAL + '[student]\nmodel = "models/s"\n[teacher]\nmodel = "org/name"\n[data]\ntrain = "t.jsonl"\n'
+    )
     path = write(tmp_path, text)
     monkeypatch.chdir("/")
     config = load_config(path)
@@ -110,7 +112,7 @@ def test_overrides_win_over_the_file(tmp_path):
         (MINIMAL + "[rollout]\ntop_p = 1.5\n", ["[rollout] top_p = 1.5", "at most 1"]),
         (MINIMAL + "[rollout]\ntemperature = 0\n", ["[rollout] temperature = 0", "above 0"]),
         (MINIMAL + "[checkpoint]\nevery = -1\n", ["[checkpoint] every = -1", "at least 0"]),
-        (MINIMAL + '[trainer2]\nx=1\n', ["unknown section [trainer2]"]),
+        (MINIMAL + "[trainer2]\nx=1\n", ["unknown section [trainer2]"]),
         (MINIMAL + '[algorithm]\nname = "sdo"\n', ["[algorithm] name = 'sdo'", "did you mean 'sod'?"]),
         (MINIMAL + "[algorithm]\ndelta = 0.1\n", ["[algorithm] name is missing; known: sft, opd, sod"]),
         (
@@ -162,7 +164,7 @@ def test_overrides_win_over_the_file(tmp_path):
             MINIMAL + '[data]\ntrain = "t"\n[evaluation]\nevery = 1\n',
             ["[evaluation] every = 1: there is nothing to evaluate on"],
         ),
-        ('run = 3\n[trainer]\nrounds = 1\n', ["run = 3: [run] is a section, not a setting"]),
+        ("run = 3\n[trainer]\nrounds = 1\n", ["run = 3: [run] is a section, not a setting"]),
         ("[run\n", ["is not valid TOML"]),
     ],
 )

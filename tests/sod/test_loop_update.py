@@ -187,9 +187,7 @@ def test_autocast_rounds_the_student_and_keeps_its_weights(parts):
 def test_aligned_rollouts_pass_with_a_tiny_gap(parts):
     student, _, trajectories, sequences = parts
     for batch in pack(sequences, range(5), max_tokens=25, pad_id=0):
-        gap = check_alignment(
-            batch, row_logits(student, batch), trajectories, temperature=0.8, bound=1e-3
-        )
+        gap = check_alignment(batch, row_logits(student, batch), trajectories, temperature=0.8, bound=1e-3)
         assert 0 <= gap < 1e-4
 
 
@@ -210,9 +208,7 @@ def test_misaligned_rollouts_are_named(parts, spoil):
     sequences = [tokenize_trajectory(one) for one in trajectories]
     (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
     with pytest.raises(RolloutError, match=r"trajectory \d \(task 'task\d'\), turn \d, token \d") as caught:
-        check_alignment(
-            batch, row_logits(student, batch), trajectories, temperature=temperature, bound=0.02
-        )
+        check_alignment(batch, row_logits(student, batch), trajectories, temperature=temperature, bound=0.02)
     if spoil == "shift":
         assert "trajectory 3 (task 'task3'), turn 1, token 2 of the turn" in str(caught.value)
     assert "alignment_bound = 0.02" in str(caught.value)

@@ -49,7 +49,9 @@ def test_a_file_that_lost_rows_is_refused(tmp_path):
 
 def test_a_write_that_fails_says_what_to_do():
     wanted = r"/dev/full cannot be written: .*Free disk space"
-    with pytest.raises(CheckpointError, match=wanted), JsonLines(Path("/dev/full")) as lines:
-
-        lines.write({"a": 1})
+    lines = JsonLines(Path("/dev/full"))
+    lines.write({"a": 1})
+    with pytest.raises(CheckpointError, match=wanted):
         lines.flush()
+    with pytest.raises(CheckpointError, match=wanted):
+        lines.__exit__(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -39,12 +40,14 @@ def test_schedule_rises_then_falls_to_the_final_fraction(schedule, middle, last)
     assert scales[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert scales[9] == pytest.approx(middle)
     assert scales[14] == pytest.approx(last)
-    assert all(a >= b for a, b in zip(scales[4:], scales[5:], strict=False))
+    assert all(a >= b for a, b in pairwise(scales[4:]))
 
 
 def test_a_warm_up_as_long_as_the_run_leaves_no_room_to_divide_by():
     section = AdamWSection(schedule="linear", warmup_updates=3)
-    assert [learning_rate_scale(section, update, 3) for update in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [learning_rate_scale(section, update, 3) for update in range(3)] == pytest.approx(
+        [1 / 3, 2 / 3, 1]
+    )
 
 
 def test_muon_takes_the_matrices_inside_the_layers_alone():
