@@ -83,10 +83,9 @@ def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
     """Writes tasks as rows that `sod.data.load_tasks` reads back unchanged.
 
     Args:
-        path: A .jsonl file; its folder is made.
+        path: A .jsonl file.
         tasks: Ledger tasks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for task in tasks:
             row = {"task_id": task.task_id, "prompt": list(task.messages), **task.fields}

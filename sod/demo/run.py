@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from sod import commands
 from sod.config import RunConfig
@@ -92,6 +93,8 @@ def run_demo(
     paths = DemoPaths(output)
     _prepare_folder(paths, overwrite=overwrite)
     torch.set_num_threads(num_threads)
+    # Bars for writing a model of a megabyte would hide the demo's own.
+    disable_progress_bar()
     show = Show(console or Console(stderr=True), num_phases=4 + len(methods))
     kept = {"seed": seed, "num_threads": num_threads, "methods": list(methods), **asdict(settings)}
     paths.settings.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
@@ -249,7 +252,8 @@ def _prepare_folder(paths: DemoPaths, *, overwrite: bool) -> None:
                 " folder with --output."
             )
         shutil.rmtree(root)
-    root.mkdir(parents=True, exist_ok=True)
+    for folder in (root, root / "data", root / "answers"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _report(readings: Sequence[Reading], paths: DemoPaths, methods: Sequence[str], show: Show) -> None:

@@ -133,22 +133,22 @@ FULL = DemoSettings(
     vocab_size=560,
     teacher=SupervisedPhase(
         size=ModelSize(num_layers=3, hidden_size=96, num_heads=3),
-        num_traces=6000,
+        num_traces=10000,
         error_rate=0.12,
-        num_updates=160,
+        num_updates=150,
         minibatch=64,
-        updates_per_round=16,
+        updates_per_round=15,
     ),
     student=SupervisedPhase(
-        size=ModelSize(num_layers=2, hidden_size=64, num_heads=2),
-        num_traces=400,
+        size=ModelSize(num_layers=2, hidden_size=96, num_heads=3),
+        num_traces=1000,
         error_rate=0.0,
-        num_updates=200,
+        num_updates=140,
         minibatch=32,
         updates_per_round=20,
     ),
     distillation=DistillationPhase(
-        rounds=16, tasks_per_round=192, minibatch=32, epochs=2, temperature=0.7, eval_every=4
+        rounds=12, tasks_per_round=192, minibatch=32, epochs=2, temperature=0.7, eval_every=4
     ),
     num_questions=400,
     num_curve_questions=200,

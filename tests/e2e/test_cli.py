@@ -151,7 +151,9 @@ def test_scoring_with_models_that_did_not_write_the_trajectories(sod, arithmetic
     from sod.types import Trajectory, Turn
 
     stored = tmp_path / "t.jsonl.gz"
-    write_trajectories(stored, [Trajectory(task_id="a", turns=(Turn(context_ids=(5,), sampled_ids=(99999,)),))])
+    write_trajectories(
+        stored, [Trajectory(task_id="a", turns=(Turn(context_ids=(5,), sampled_ids=(99999,)),))]
+    )
     models = ["--student", arithmetic.student, "--teacher", arithmetic.teacher]
     result = sod("score", stored, *models, code=2)
     assert "trajectory 0: has token id 99999, but the student's tokenizer ends at" in result.output

@@ -26,7 +26,16 @@ METHODS = {"opd": "OPD", "sod": "SOD", "control": "control (SFT)"}
 
 def _demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "sod", "demo", "--quick", "--threads", "1", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        "from sod.cli import main; main()",
+        "demo",
+        "--quick",
+        "--threads",
+        "1",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 

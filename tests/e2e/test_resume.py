@@ -31,13 +31,17 @@ def command(toml, *more):
 
 
 def run(toml, *more):
-    return subprocess.run(command(toml, *more), env=environment(), capture_output=True, text=True, timeout=500)
+    return subprocess.run(
+        command(toml, *more), env=environment(), capture_output=True, text=True, timeout=500
+    )
 
 
 def num_bytes(folder):
     """Size of what the run has recorded; it grows with every update."""
     return sum(
-        (folder / name).stat().st_size for name in ("metrics.jsonl", "steps.jsonl") if (folder / name).exists()
+        (folder / name).stat().st_size
+        for name in ("metrics.jsonl", "steps.jsonl")
+        if (folder / name).exists()
     )
 
 
