@@ -133,7 +133,7 @@ FULL = DemoSettings(
     vocab_size=560,
     teacher=SupervisedPhase(
         size=ModelSize(num_layers=3, hidden_size=96, num_heads=3),
-        num_traces=10000,
+        num_traces=3000,
         error_rate=0.12,
         num_updates=150,
         minibatch=64,

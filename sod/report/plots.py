@@ -98,7 +98,7 @@ def plot_success(
     axes[0].set_ylabel("questions solved (%)")
     axes[0].set_ylim(0.0, 104.0)
     axes[0].set_title(title)
-    axes[0].legend(loc="lower right", fontsize=8, frameon=False)
+    axes[0].legend(fontsize=8, frameon=False)
     _save(figure, path)
 
 
