@@ -207,15 +207,21 @@ def demo(
     with errors_reported():
         from sod.demo.run import run_demo
         from sod.demo.settings import FULL, QUICK
+        from sod.loop.signals import StopRequested
 
-        run_demo(
-            QUICK if is_quick else FULL,
-            output=output,
-            seed=seed,
-            num_threads=threads,
-            methods=[name.strip() for name in methods.split(",") if name.strip()],
-            overwrite=overwrite,
-        )
+        try:
+            run_demo(
+                QUICK if is_quick else FULL,
+                output=output,
+                seed=seed,
+                num_threads=threads,
+                methods=[name.strip() for name in methods.split(",") if name.strip()],
+                overwrite=overwrite,
+            )
+        except StopRequested as stop:
+            name = signal.Signals(stop.signal_number).name
+            typer.echo(f"{name}: the demo was stopped; start it again with --overwrite", err=True)
+            raise typer.Exit(128 + stop.signal_number) from None
 
 
 @contextmanager

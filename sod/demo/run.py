@@ -94,7 +94,7 @@ def run_demo(
     _prepare_folder(paths, overwrite=overwrite)
     torch.set_num_threads(num_threads)
     # Bars for writing a model of a megabyte would hide the demo's own.
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     show = Show(console or Console(stderr=True), num_phases=4 + len(methods))
     kept = {"seed": seed, "num_threads": num_threads, "methods": list(methods), **asdict(settings)}
     paths.settings.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
