@@ -3,8 +3,8 @@
     python benchmarks/bench_step_weights.py [--output results.json]
 
 1024 trajectories of 20,480 tokens (64 prompts x 16 rollouts, the paper's response length) are 21 million
-visits of the loop, so it is timed on a few rows and scaled by the number of rows; the record says so. Both must
-agree to 1e-6 on those rows before anything is timed.
+visits of the loop, so it is timed on a few rows and scaled by the number of rows; the record says so. Both
+must agree to 1e-6 on those rows before anything is timed.
 
 Least traffic of our side: each token's value (4 bytes) and step id (8 bytes) read once.
 """

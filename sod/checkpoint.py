@@ -2,6 +2,9 @@
 
 A checkpoint is written to a temporary folder, brought to the disk, and renamed; the `latest` pointer
 follows last. Whatever moment the process dies at, `latest` names a whole checkpoint.
+
+Random generators have no state to save: they are seeded anew from the root seed and the place in the run, at
+every rollout, update and evaluation (`sod.seeding`). The learning rate is a function of the update alone.
 """
 
 from __future__ import annotations
@@ -9,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -40,7 +42,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """Where a run stands; everything besides weights, optimiser and random generators.
+    """Where a run stands; everything besides weights and optimiser.
 
     Attributes:
         round: Rounds finished.
@@ -108,7 +110,7 @@ def save_checkpoint(
         temporary.mkdir()
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        torch.save({"optimizer": list(optimizer_state), "rng": _rng_state()}, temporary / TENSOR_FILE)
+        torch.save({"optimizer": list(optimizer_state)}, temporary / TENSOR_FILE)
         text = json.dumps({"version": VERSION, **asdict(state)}, indent=1)
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
         _sync_tree(temporary)
@@ -153,14 +155,14 @@ def discard_after(root: Path, latest: Path | None) -> None:
             _remove(entry)
 
 
-def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]], dict[str, Any]]:
+def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]]]:
     """Read what a checkpoint holds besides the weights.
 
     Args:
         folder: The checkpoint.
 
     Returns:
-        State, state of the optimisers, state of the random generators.
+        State of the run, state of the optimisers.
 
     Raises:
         CheckpointError: If a file is damaged or of another version.
@@ -184,21 +186,7 @@ def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]], dict[s
         raise CheckpointError(f"load_state: {folder} cannot be read: {error}") from error
     if version != VERSION:
         raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")
-    return state, tensors["optimizer"], tensors["rng"]
-
-
-def restore_rng(state: Mapping[str, Any]) -> None:
-    """Set the global random generators to a saved state."""
-    kind, words, gauss = state["python"]
-    random.setstate((kind, tuple(words), gauss))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+    return state, tensors["optimizer"]
 
 
 def _pointed(root: Path) -> str | None:

@@ -98,6 +98,7 @@ def train(
             for line in commands.dry_run(settings, resume=resume):
                 typer.echo(line)
             return
+        commands.check_folder(settings, resume=resume)
         trainer = SODTrainer.from_config(settings, display=Display(is_quiet=is_quiet))
         try:
             result = trainer.train(resume=resume)
@@ -227,6 +228,9 @@ def demo(
 @contextmanager
 def errors_reported() -> Iterator[None]:
     """Print an error of the SodError tree as one message and leave with code 2."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     except SodError as error:

@@ -41,6 +41,14 @@ def with_checkpoint(config: RunConfig, checkpoint: Path | None) -> RunConfig:
     return replace(config, student=replace(student, model=model, revision=None))
 
 
+def check_folder(config: RunConfig, *, resume: bool) -> None:
+    """Prove that the run folder is free, or holds the run that is to be gone on with."""
+    if resume:
+        check_is_same_run(config)
+    else:
+        check_is_new(config.run.output)
+
+
 def dry_run(config: RunConfig, *, resume: bool) -> list[str]:
     """Check everything of a run that can be checked without its weights.
 
@@ -56,10 +64,7 @@ def dry_run(config: RunConfig, *, resume: bool) -> list[str]:
     """
     section = require_sections(config)
     lines = [f"settings: algorithm {config.algorithm.name}, {config.num_updates} updates"]
-    if resume:
-        check_is_same_run(config)
-    else:
-        check_is_new(config.run.output)
+    check_folder(config, resume=resume)
     lines.append(f"run folder: {config.run.output}")
     if not isinstance(config.algorithm, SFTSection):
         lines.append(f"training tasks: {len(load_task_file(config, 'train'))}")

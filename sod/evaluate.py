@@ -26,6 +26,14 @@ class EvalResult:
     metrics: dict[str, float]
     trajectories: Sequence[Trajectory]
 
+    def describe(self) -> str:
+        """Say the result in a line."""
+        return (
+            f"success {self.success_mean:.3f} ± {self.success_stderr:.3f} on "
+            f"{self.metrics['eval/tasks']:.0f} tasks, "
+            f"{self.metrics['eval/errors_per_trajectory']:.2f} errors per trajectory"
+        )
+
 
 def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
     """Sum up the attempts of an evaluation.

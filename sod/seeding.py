@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -24,6 +25,16 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
     """
     text = "/".join([str(seed), purpose, *map(str, indices)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seed_generators(seed: int, purpose: str, *indices: int) -> None:
+    """Seed the global generators of Python and torch for one purpose at one place of the run.
+
+    What draws from them (dropout, a tool) repeats after a resume, so their state is in no checkpoint.
+    """
+    derived = derive_seed(seed, purpose, *indices)
+    random.seed(derived)
+    torch.manual_seed(derived)
 
 
 def permutation(size: int, seed: int) -> list[int]:

@@ -25,7 +25,6 @@ from sod.checkpoint import (
     discard_after,
     latest_checkpoint,
     load_state,
-    restore_rng,
     save_checkpoint,
 )
 from sod.config import RunConfig, SODSection
@@ -52,7 +51,7 @@ from sod.optim import OptimizerSet, learning_rate_scale
 from sod.packing import Batch
 from sod.rollout.store import read_trajectories, write_trajectories
 from sod.run_folder import RunFolder
-from sod.seeding import take_from
+from sod.seeding import seed_generators, take_from
 from sod.teacher.base import Teacher
 from sod.teacher.cache import RoundScores
 from sod.types import Task, Trajectory
@@ -245,6 +244,7 @@ class SODTrainer:
         if self.state.updates_in_round:
             return read_trajectories(path)
         tasks = take_from(self.parts.tasks, self.state.cursor, count, seed=seed)
+        seed_generators(seed, "tools", index)
         trajectories = self._sampler.rollout(tasks, index, self._progress("rollout"))
         path.parent.mkdir(exist_ok=True)
         write_trajectories(path, trajectories)
@@ -259,6 +259,7 @@ class SODTrainer:
         for position in range(self.state.updates_in_round, len(plan)):
             self._stop.check()
             minibatch = plan[position]
+            seed_generators(self.config.run.seed, "update", self.state.update)
             gaps: list[float] = []
 
             def inspect(batch: Batch, logits: Tensor, gaps: list[float] = gaps) -> None:
@@ -269,7 +270,7 @@ class SODTrainer:
                 self._optimizer,
                 self._algorithm,
                 minibatch.batches,
-                _teacher_logits(scores, minibatch),
+                scores.source(minibatch.first_key) if scores is not None else lambda *_: None,
                 self._update_settings(minibatch),
                 inspect if position == 0 and self._algorithm.needs_teacher else None,
             )
@@ -338,14 +339,11 @@ class SODTrainer:
         if not every or (rounds_done % every and not is_last):
             return
         started = time.perf_counter()
+        seed_generators(self.config.run.seed, "evaluation tools", rounds_done)
         result = self._sampler.evaluate(self.parts.eval_tasks, rounds_done, self._progress("evaluation"))
         row = {"kind": "eval", "round": rounds_done, "update": self.state.update, **result.metrics}
         self._metrics.write(row | {"time/eval_s": time.perf_counter() - started})
-        self._display.line(
-            f"evaluation after {rounds_done} rounds: success {result.success_mean:.3f} "
-            f"± {result.success_stderr:.3f} on {len(self.parts.eval_tasks)} tasks, "
-            f"{result.metrics['eval/errors_per_trajectory']:.2f} errors per trajectory"
-        )
+        self._display.line(f"evaluation after {rounds_done} rounds: {result.describe()}")
 
     def _progress(self, name: str) -> Any:
         def report(done: int, total: int) -> None:
@@ -367,10 +365,9 @@ class SODTrainer:
         discard_after(self._folder.checkpoints, latest)
         if latest is None:
             return
-        self.state, optimizer_state, rng = load_state(latest)
+        self.state, optimizer_state = load_state(latest)
         load_weights(self.model, latest)
         self._optimizer.load_state_dict(optimizer_state)
-        restore_rng(rng)
         self._display.line(
             f"resumed after {self.state.round} rounds and {self.state.update} updates from {latest.name}"
         )
@@ -397,10 +394,3 @@ class SODTrainer:
         return TrainResult(
             model=self.model, folder=self._folder.path, checkpoint=checkpoint, metrics=rows[-1]
         )
-
-
-def _teacher_logits(scores: RoundScores | None, minibatch: Minibatch) -> Any:
-    def logits(index: int, batch: Batch) -> Tensor | None:
-        return scores.logits(minibatch.first_key + index, batch) if scores is not None else None
-
-    return logits

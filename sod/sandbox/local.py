@@ -166,6 +166,11 @@ class LocalSandbox:
         worker = self._idle.get()
         try:
             worker, result = self._run_on(worker, inputs[0], inputs[1], timeout_s)
+        except BaseException:
+            if worker is not None:
+                self._drop(worker)
+            worker = None
+            raise
         finally:
             self._idle.put(worker)
         return result

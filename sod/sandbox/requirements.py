@@ -12,6 +12,10 @@ _INSTALL_BUBBLEWRAP = (
     "bubblewrap (the program `bwrap`) is not installed. Install it: "
     "`apt-get install bubblewrap` (Debian, Ubuntu) or `dnf install bubblewrap` (Fedora, RHEL)."
 )
+_OLD_BUBBLEWRAP = (
+    "bubblewrap is too old: it cannot limit the size of a tmpfs (`--size`). Install a newer one: "
+    "Debian 12 and Ubuntu 24.04 have it."
+)
 _INSTALL_LIBSECCOMP = (
     "libseccomp or its Python binding is not installed. Install them: `apt-get install libseccomp2` "
     "(Debian, Ubuntu) or `dnf install libseccomp` (Fedora, RHEL), and `pip install pyseccomp`."
@@ -44,12 +48,14 @@ _IN_A_CONTAINER = (
 def missing_requirement() -> str | None:
     """Return what is not installed, with what to do about it, or None.
 
-    It starts nothing but `bwrap --version`.
+    It starts nothing but `bwrap --help`.
     """
     if not sys.platform.startswith("linux"):
         return f"the sandbox needs Linux (namespaces, seccomp); this is {sys.platform}. Use a Linux machine."
     if shutil.which("bwrap") is None:
         return _INSTALL_BUBBLEWRAP
+    if "--size" not in bubblewrap()[1]:
+        return _OLD_BUBBLEWRAP
     try:
         importlib.import_module("pyseccomp")
     except (ImportError, RuntimeError, OSError) as error:

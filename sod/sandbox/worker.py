@@ -134,8 +134,12 @@ class Worker:
             WorkerLostError: The fork server is gone; this worker must not be used again.
         """
         with contextlib.ExitStack() as stack:
+            # Whoever is interrupted here leaves a call behind whose answer the next one must not get.
+            unless_done = stack.enter_context(contextlib.ExitStack())
+            unless_done.callback(self.kill)
             captures = self._send_call(stack, code, stdin, timeout_s)
             ended = self._watch(captures, time.monotonic() + timeout_s + _GRACE_S)
+            unless_done.pop_all()
             stdout, stderr = captures
             return Ending(
                 exit_code=os.waitstatus_to_exitcode(ended["status"]),

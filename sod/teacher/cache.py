@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from sod.packing import Batch
@@ -21,6 +23,10 @@ class RoundScores:
         self._teacher = teacher
         self._bytes_left = max_bytes
         self._kept: dict[int, Tensor] = {}
+
+    def source(self, first_key: int) -> Callable[[int, Batch], Tensor]:
+        """Give the scores of a minibatch whose first microbatch has a key, by position and microbatch."""
+        return lambda index, batch: self.logits(first_key + index, batch)
 
     def logits(self, key: int, batch: Batch) -> Tensor:
         """Score a microbatch.

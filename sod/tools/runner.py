@@ -37,10 +37,11 @@ class _Job:
     owner: int = 0
     started_at: float = 0.0
     deadline: float | None = None
+    error: BaseException | None = None
 
     @property
     def is_done(self) -> bool:
-        return len(self.results) == len(self.calls)
+        return self.error is not None or len(self.results) == len(self.calls)
 
 
 class ToolRunner:
@@ -162,6 +163,9 @@ class ToolRunner:
                     break
                 deadlines = [job.deadline for job in jobs if job.deadline is not None]
                 self._changed.wait(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
         return [tuple(job.results) for job in jobs]
 
     def close(self) -> None:
@@ -193,18 +197,20 @@ class ToolRunner:
                     job.started_at = time.monotonic()
                     job.deadline = self._deadline(call, job.tools)
                     self._changed.notify_all()
+                result, error = None, None
                 try:
                     result = self._answer(call, job.tools)
-                except Exception as error:
-                    # A lost thread would leave its trajectory waiting for ever.
-                    name = call.name if isinstance(call, ToolCall) else ""
-                    result = ToolResult(name=name, outcome=ToolOutcome.TOOL_ERROR, text=_described(error))
+                except BaseException as raised:
+                    # No fault of the model's: the caller of run_batch gets it, and does not wait for ever.
+                    error = raised
                 with self._changed:
                     if job.owner != owner:
                         self._num_abandoned -= 1
                         return
-                    job.results.append(replace(result, seconds=time.monotonic() - job.started_at))
-                    job.deadline = None
+                    if result is not None:
+                        seconds = time.monotonic() - job.started_at
+                        job.results.append(replace(result, seconds=seconds))
+                    job.error, job.deadline = error, None
                     self._changed.notify_all()
 
     def _deadline(self, call: Call, tools: Mapping[str, Tool]) -> float | None:
@@ -282,6 +288,7 @@ class ToolRunner:
 
 
 def _by_name(tools: Sequence[Tool]) -> dict[str, Tool]:
+    """Return tools by their names, which must differ."""
     named: dict[str, Tool] = {}
     for tool in tools:
         if tool.name in named:

@@ -120,13 +120,13 @@ warmup_updates = 2
 schedule = "linear"
 final_fraction = 0.2
 [trainer]
-rounds = 4
+rounds = 3
 tasks_per_round = 8
 minibatch_trajectories = 8
 epochs = 2
 device = "cpu"
 [evaluation]
-every = 2
+every = 3
 [checkpoint]
 every = 1
 {ENVIRONMENT}{LIMITS}

@@ -82,7 +82,7 @@ def test_rollouts_are_repeatable_and_of_the_split_asked_for(sod, arithmetic, tmp
 def test_a_dry_run_checks_and_leaves_nothing_behind(sod, arithmetic):
     toml = arithmetic.toml("dry")
     output = sod("train", toml, "--dry-run").output
-    assert "settings: algorithm sod, 16 updates" in output
+    assert "settings: algorithm sod, 12 updates" in output
     assert "training tasks: 32" in output
     assert "held-out tasks: 8" in output
     assert "tools: add" in output
@@ -138,7 +138,7 @@ def test_a_signal_says_how_to_go_on(sod, arithmetic, monkeypatch):
 
     monkeypatch.setattr(Display, "part", part)
     result = sod("train", toml, "--quiet", "--set", "evaluation.every=0", code=130)
-    assert "SIGINT: stopped after update 2 of 16; go on with: sod train" in result.output
+    assert "SIGINT: stopped after update 2 of 12; go on with: sod train" in result.output
     again = result.output.split("go on with: sod ")[1].strip()
     assert again == f"train {toml} --resume --set evaluation.every=0"
     monkeypatch.undo()
@@ -166,6 +166,6 @@ def test_eval_and_rollout_say_what_they_miss(sod, arithmetic, tmp_path):
     with_student = ["--checkpoint", arithmetic.student]
     assert "section [environment] is missing" in sod("eval", bare, *with_student, code=2).output
     toml = arithmetic.toml("no_eval")
-    text = toml.read_text().replace('eval = "eval.jsonl"\n', "").replace("every = 2", "every = 0")
+    text = toml.read_text().replace('eval = "eval.jsonl"\n', "").replace("every = 3", "every = 0")
     toml.write_text(text)
     assert "[data] eval is missing" in sod("eval", toml, code=2).output

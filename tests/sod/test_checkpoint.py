@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import resource
 
 import pytest
@@ -14,7 +13,6 @@ from sod.checkpoint import (
     discard_after,
     latest_checkpoint,
     load_state,
-    restore_rng,
     save_checkpoint,
 )
 from sod.config import AdamWSection
@@ -43,16 +41,10 @@ def parts(tiny_model, tiny_tokenizer):
 
 
 def test_everything_comes_back(tmp_path, parts):
-    torch.manual_seed(3)
-    random.seed(3)
     folder = save_checkpoint(tmp_path, state(), keep_last=2, **parts)
-    wanted = (torch.rand(3), random.random())
     assert latest_checkpoint(tmp_path) == folder
-    loaded, optimizer_state, rng = load_state(folder)
+    loaded, optimizer_state = load_state(folder)
     assert loaded == state()
-    restore_rng(rng)
-    assert torch.equal(torch.rand(3), wanted[0])
-    assert random.random() == wanted[1]
     key = next(iter(parts["optimizer_state"][0]["state"]))
     for name, value in parts["optimizer_state"][0]["state"][key].items():
         assert torch.equal(optimizer_state[0]["state"][key][name], value), name

@@ -289,6 +289,14 @@ def test_mountain_of_files_costs_the_worker_and_nothing_else(sandbox):
     assert sandbox.worker_pids != pids
 
 
+def test_deep_and_wide_trees_are_gone_after_the_call(sandbox):
+    deep = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\nprint('made')"
+    wide = "import os\nos.mkdir('a')\nfor i in range(3000): open(f'a/{i}', 'w').close()\nprint('made')"
+    for code in (deep, wide):
+        assert output(sandbox, code) == "made\n"
+        assert output(sandbox, "import os; os.listdir()") == "[]\n"
+
+
 def test_preloaded_module_is_there_and_fresh_in_every_call():
     with LocalSandbox(num_workers=1, preload=("decimal",)) as sandbox:
         code = (

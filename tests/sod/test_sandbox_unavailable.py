@@ -27,6 +27,14 @@ def test_missing_bubblewrap_names_the_packages(monkeypatch, tmp_path):
         requirements.bubblewrap()
 
 
+def test_old_bubblewrap_is_told(monkeypatch, tmp_path):
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho '--tmpfs DEST'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "LocalSandbox: bubblewrap is too old: it cannot limit the size of a tmpfs" in sandbox_problem()
+
+
 def test_another_system_is_named(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert sandbox_problem() == (
@@ -65,7 +73,8 @@ def test_interpreter_in_a_place_that_the_sandbox_covers_is_named(monkeypatch):
 def test_what_bubblewrap_says_is_passed_on(monkeypatch, tmp_path):
     fake = tmp_path / "bwrap"
     fake.write_text(
-        "#!/bin/sh\necho 'bwrap: Creating new namespace failed: Operation not permitted' >&2\nexit 1\n"
+        "#!/bin/sh\nif [ $1 = --help ]; then echo ' --size BYTES'; exit; fi\n"
+        "echo 'bwrap: Creating new namespace failed: Operation not permitted' >&2\nexit 1\n"
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)

@@ -65,6 +65,22 @@ def test_worker_killed_under_the_code_is_told_and_replaced():
         assert sandbox.run("print(1)").stdout == "1\n"
 
 
+def test_interrupted_call_does_not_answer_the_next_one():
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with LocalSandbox(num_workers=1) as sandbox:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                sandbox.run("import time\ntime.sleep(1)\nprint('of the first')", timeout_s=30.0)
+            assert sandbox.run("print('of the second')").stdout == "of the second\n"
+            assert len(sandbox.worker_pids) == 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_worker_that_does_not_keep_the_deadline_is_killed(monkeypatch):
     monkeypatch.setattr(worker, "_GRACE_S", 0.3)
     with LocalSandbox(num_workers=1) as sandbox:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
-from sod.seeding import derive_seed, permutation, take_from
+import torch
+
+from sod.seeding import derive_seed, permutation, seed_generators, take_from
 
 
 def test_seeds_differ_by_purpose_and_place_and_never_change():
@@ -32,6 +35,14 @@ def test_a_stream_can_be_entered_anywhere():
 def test_more_than_the_data_set_in_one_round_takes_items_again():
     counts = Counter(take_from([1, 2, 3], 0, 7, seed=0))
     assert sorted(counts.values()) == [2, 2, 3]
+
+
+def test_generators_repeat_at_the_same_place():
+    drawn = []
+    for place in (3, 4, 3):
+        seed_generators(0, "update", place)
+        drawn.append((random.random(), float(torch.rand(()))))
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_permutation_is_one():

@@ -148,6 +148,43 @@ def test_unknown_tool_without_any_tools():
         assert runner.run([call("x")])[0].text == "There is no tool named x; no tools are available."
 
 
+def test_trajectories_can_bring_their_own_tools(runner):
+    def counter(start: int):
+        count = start
+
+        def step() -> int:
+            """Counts."""
+            nonlocal count
+            count += 1
+            return count
+
+        return [tool(step)]
+
+    batch = [[call("step"), call("step")], [call("step"), call("add", a=1, b=1)], [call("add", a=1, b=1)]]
+    results = runner.run_batch(batch, tools=[counter(0), counter(10), [add]])
+    assert [[result.text for result in one] for one in results] == [
+        ["1", "2"],
+        ["11", "There is no tool named add. Available: step."],
+        ["2"],
+    ]
+    with pytest.raises(ValueError, match=r"run_batch: tools has 1 entries for 2 trajectories, wanted one"):
+        runner.run_batch([[], []], tools=[[]])
+    with pytest.raises(ToolDefinitionError, match="two tools are named add"):
+        runner.run_batch([[]], tools=[[add, add]])
+
+
+def test_result_that_is_no_result_is_raised_and_hangs_nobody():
+    @tool
+    def lie() -> ToolResult:
+        """Returns a result without text."""
+        return ToolResult(name="lie", outcome=ToolOutcome.OK, text=None)
+
+    with ToolRunner([lie, add], num_threads=1) as runner:
+        with pytest.raises(AttributeError, match="encode"):
+            runner.run_batch([[call("add", a=1, b=1)], [call("lie"), call("add", a=1, b=1)]])
+        assert runner.run([call("add", a=1, b=1)])[0].text == "2"
+
+
 def test_long_output_is_cut_in_the_middle(runner):
     (result,) = runner.run([call("say", text="a" * 500 + "z" * 500)])
     assert len(result.text) <= 200
@@ -369,31 +406,3 @@ def test_python_tool_of_a_sandbox_that_is_down_is_unavailable(monkeypatch, tmp_p
         (result,) = runner.run([call("python", code="1")])
     assert result.outcome is ToolOutcome.UNAVAILABLE
     assert "the sandbox does not start: [Errno 2] No such file or directory" in result.text
-
-
-def test_trajectories_may_bring_tools_of_their_own():
-    def numbered(number):
-        @tool
-        def which() -> int:
-            """Tell whose tool this is."""
-            return number
-
-        return which
-
-    with ToolRunner([add], timeout_s=5.0) as runner:
-        results = runner.run_batch(
-            [[call("which"), call("add", a=1, b=2)], [call("which")], []],
-            tools=[[numbered(1)], [numbered(2)], []],
-        )
-        assert [[(r.outcome, r.text) for r in row] for row in results] == [
-            [
-                (ToolOutcome.OK, "1"),
-                (ToolOutcome.UNKNOWN_TOOL, "There is no tool named add. Available: which."),
-            ],
-            [(ToolOutcome.OK, "2")],
-            [],
-        ]
-        with pytest.raises(ValueError, match="tools has 1 entries for 2 trajectories, wanted one sequence"):
-            runner.run_batch([[], []], tools=[[add]])
-        with pytest.raises(ToolDefinitionError, match="two tools are named add"):
-            runner.run_batch([[]], tools=[[add, add]])

@@ -175,15 +175,16 @@ def _clean_up() -> bool:
     try:
         for root in _WRITABLE:
             root.chmod(0o777)
-            with os.scandir(root) as entries:
-                listed = list(entries)
-            if len(listed) > _MAX_LEFT_ENTRIES:
-                return False
-            for entry in listed:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
+            num_entries = 0
+            for _, directories, files in os.walk(root):
+                num_entries += len(directories) + len(files)
+                if num_entries > _MAX_LEFT_ENTRIES:
+                    return False
+            for path in list(root.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
                 else:
-                    Path(entry.path).unlink()
+                    path.unlink()
             os.utime(root, (0, 0))
     except (OSError, RecursionError):
         return False
