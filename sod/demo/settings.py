@@ -130,12 +130,12 @@ class DemoSettings:
 
 
 FULL = DemoSettings(
-    vocab_size=560,
+    vocab_size=640,
     teacher=SupervisedPhase(
         size=ModelSize(num_layers=3, hidden_size=96, num_heads=3),
         num_traces=3000,
         error_rate=0.12,
-        num_updates=150,
+        num_updates=180,
         minibatch=64,
         updates_per_round=15,
     ),
@@ -156,7 +156,7 @@ FULL = DemoSettings(
 """The demo: about six minutes on two cores."""
 
 QUICK = DemoSettings(
-    vocab_size=560,
+    vocab_size=640,
     teacher=SupervisedPhase(
         size=ModelSize(num_layers=2, hidden_size=32, num_heads=1),
         num_traces=64,

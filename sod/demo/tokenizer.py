@@ -43,18 +43,27 @@ _END = "<|im_end|>"
 _SPECIAL = (_PAD, "<|im_start|>", _END)
 _MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _TOOL_NAMES = ("lookup", "python")
-_NAME_REPEATS = 60
+_NAME_REPEATS = 2000
 _NUM_QUESTIONS = 600
+_ERRORS = (
+    "error: LookupError: no field cost",
+    "error: invalid_json",
+    "error: bad_args",
+    "error: unknown_tool",
+    "error: SyntaxError: invalid syntax",
+    "error: NameError: name 'lamp' is not defined",
+    "error: ZeroDivisionError: integer division or mo",
+)
 _QUESTION_SEED = 77
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 560) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 640) -> PreTrainedTokenizerFast:
     """Trains the tokenizer on example conversations.
 
     Args:
         texts: Rendered conversations; markers in them are cut out, since they are tokens already.
         vocab_size: Number of tokens. 256 of them are the byte alphabet; with fewer than about
-            500 item names fall apart.
+            550 item names fall apart.
 
     Returns:
         A Hugging Face tokenizer with pad and end tokens and the chat template.
@@ -86,12 +95,12 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 560) -> PreTraine
     if broken:
         raise ValueError(
             f"train_tokenizer: vocab_size={vocab_size} leaves no single token for {', '.join(broken[:3])}"
-            f" and {max(len(broken) - 3, 0)} more item names; ask for a larger vocabulary, such as 560."
+            f" and {max(len(broken) - 3, 0)} more item names; ask for a larger vocabulary, such as 640."
         )
     return fast
 
 
-def ledger_tokenizer(vocab_size: int = 560) -> PreTrainedTokenizerFast:
+def ledger_tokenizer(vocab_size: int = 640) -> PreTrainedTokenizerFast:
     """Trains the tokenizer on the expert's turns and the observations that could follow them.
 
     Args:
@@ -105,7 +114,7 @@ def ledger_tokenizer(vocab_size: int = 560) -> PreTrainedTokenizerFast:
         question = ledger_question(_QUESTION_SEED, index)
         turns = expert_turns(question, seed=index, error_rate=0.2)
         texts += [question.text, *(turn.text for turn in turns)]
-        texts += [f"error: no item {item}" for item in question.table]
+        texts += [f"error: LookupError: no item {question.amounts[0].item}", *_ERRORS]
     return train_tokenizer(texts, vocab_size=vocab_size)
 
 

@@ -23,7 +23,7 @@ STOP_TOKENS = ("</tool_call>", "<|im_end|>")
 """A turn ends with its first call, so that a turn has one call, or with the answer."""
 
 MAX_OBSERVATION_CHARACTERS = 48
-_NO_CALL = ToolResult(name="", outcome=ToolOutcome.INVALID_JSON, text="no call and no number")
+_NO_CALL = ToolResult(name="", outcome=ToolOutcome.TOOL_ERROR, text="no call and no number")
 _UNREADABLE = ParseFailure(text="", reason="no call and no number")
 
 
@@ -44,8 +44,9 @@ class LedgerSection(EnvironmentSection):
 class LedgerEnvironment(ToolEnvironment):
     """The standard tool environment, with observations short enough for a very small model.
 
-    A result is cut to its last line (of a traceback: the exception) and to `MAX_OBSERVATION_CHARACTERS`. A
-    turn that neither calls a tool nor states a number is answered with an error instead of being scored.
+    A result is cut to its last line (of a traceback: the exception) and to `MAX_OBSERVATION_CHARACTERS`; of a
+    call that never reached a tool the student reads the kind of error. A turn that neither calls a tool nor
+    states a number is answered with an error instead of being scored.
     """
 
     def step(self, turn: ParsedTurn, results: tuple[ToolResult, ...]) -> StepResult:
@@ -67,7 +68,7 @@ def observation_text(result: ToolResult) -> str:
     lines = [line.strip() for line in result.text.splitlines() if line.strip()] or [""]
     if result.outcome is ToolOutcome.OK:
         return lines[-1][:MAX_OBSERVATION_CHARACTERS]
-    if result.outcome is ToolOutcome.TOOL_ERROR or not result.name:
+    if result.outcome is ToolOutcome.TOOL_ERROR:
         return f"error: {lines[-1]}"[:MAX_OBSERVATION_CHARACTERS]
     return f"error: {result.outcome}"
 

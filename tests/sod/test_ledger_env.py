@@ -84,7 +84,7 @@ ABSENT = next(item for item in ITEMS if item not in QUESTION.table)
         (_python("print(12-14*)"), ToolOutcome.TOOL_ERROR, "error: SyntaxError: invalid syntax"),
         (_python("print(1//0)"), ToolOutcome.TOOL_ERROR, "error: ZeroDivisionError: "),
         (_python("print(lamp)"), ToolOutcome.TOOL_ERROR, "error: NameError: name 'lamp' is not defined"),
-        ('<tool_call>{"name": lookup}</tool_call>', ToolOutcome.INVALID_JSON, "error: "),
+        ('<tool_call>{"name": lookup}</tool_call>', ToolOutcome.INVALID_JSON, "error: invalid_json"),
         (
             '<tool_call>{"name": "buy", "arguments": {}}</tool_call>',
             ToolOutcome.UNKNOWN_TOOL,
@@ -95,7 +95,7 @@ ABSENT = next(item for item in ITEMS if item not in QUESTION.table)
             ToolOutcome.BAD_ARGS,
             "error: bad_args",
         ),
-        ("lookup canoe stock", ToolOutcome.INVALID_JSON, "error: no call and no number"),
+        ("lookup canoe stock", ToolOutcome.TOOL_ERROR, "error: no call and no number"),
     ],
 )
 def test_observations_are_real_and_short(built, runner, text: str, outcome, observation: str) -> None:
