@@ -20,11 +20,12 @@ from sod.demo.expert_data import expert_traces, write_tasks
 from sod.demo.figures import draw_figures
 from sod.demo.progress import Show
 from sod.demo.settings import METHODS, DemoSettings, SupervisedPhase
-from sod.demo.summary import Reading, reading_of, summary_table, to_json, verdict
+from sod.demo.summary import Reading, reading_of, step_table, summary_table, to_json, verdict
 from sod.demo.tokenizer import ledger_tokenizer
 from sod.envs.ledger import ledger_tasks
 from sod.errors import ConfigError
 from sod.loop.display import Display
+from sod.metrics import read_rows
 from sod.models import build_qwen3
 from sod.rollout.store import write_trajectories
 from sod.seeding import derive_seed
@@ -264,7 +265,12 @@ def _report(readings: Sequence[Reading], paths: DemoPaths, methods: Sequence[str
     sentences = verdict(readings, baseline=BASELINE, methods=titles)
     kept = {**to_json(readings, baseline=BASELINE, methods=titles), "seconds": show.seconds}
     paths.summary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    text = table + "\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
+    parts = [table, "\n".join(f"- {sentence}" for sentence in sentences)]
+    for method in methods:
+        rounds = [row for row in read_rows(paths.run(method) / "metrics.jsonl") if row["kind"] == "round"]
+        if method != "control":
+            parts.append(step_table(TITLES[method], rounds[0], rounds[-1]))
+    text = "\n\n".join(parts) + "\n"
     paths.table.write_text(text, encoding="utf-8")
     show.line(text)
     show.line("Plots: " + ", ".join(str(path) for path in figures))

@@ -165,6 +165,42 @@ def summary_table(readings: Sequence[Reading], *, baseline: str) -> str:
     return "\n".join(lines)
 
 
+def step_table(title: str, first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Writes how divergence and weight run along a trajectory, in Markdown.
+
+    Args:
+        title: Name of the method.
+        first: Row of the first round in `metrics.jsonl`.
+        last: Row of the last round.
+
+    Returns:
+        The table, without a trailing newline: d_k in nats per token, means over the steps of a round.
+    """
+    lines = [
+        f"| {title}: step k | d_k, round {first['round'] + 1} | w_k | steps"
+        f" | d_k, round {last['round'] + 1} | w_k | steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    columns = [_by_turn(first), _by_turn(last)]
+    for turn in sorted(set(columns[0]) | set(columns[1])):
+        cells = " | ".join(column.get(turn, " |  | ") for column in columns)
+        lines.append(f"| {int(turn) + 1} | {cells} |")
+    return "\n".join(lines)
+
+
+def _by_turn(row: Mapping[str, Any]) -> dict[float, str]:
+    numbers = zip(
+        row["step/turns"],
+        row["step/divergence_by_turn"],
+        row["step/weight_by_turn"],
+        row["step/count_by_turn"],
+        strict=True,
+    )
+    return {
+        turn: f"{divergence:.3f} | {weight:.2f} | {count:.0f}" for turn, divergence, weight, count in numbers
+    }
+
+
 def verdict(readings: Sequence[Reading], *, baseline: str, methods: Sequence[str]) -> list[str]:
     """Says which method won, as far as the numbers carry.
 

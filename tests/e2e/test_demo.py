@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sod.cli import app
 from sod.metrics import read_rows
 from sod.rollout.store import read_trajectories
 from sod.sandbox import sandbox_problem
@@ -48,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def _table(folder: Path) -> dict[str, list[str]]:
-    lines = (folder / "summary.md").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "summary.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert all(len(row) == len(rows[0]) for row in rows)
     return {row[0]: row[1:] for row in rows[2:]}
@@ -103,6 +105,15 @@ def test_methods_were_given_the_same_work(finished: tuple[Path, str]) -> None:
     assert len(starts) == 1
 
 
+def test_step_table_is_that_of_the_metrics(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    text = (folder / "summary.md").read_text(encoding="utf-8")
+    rounds = [row for row in read_rows(folder / "sod" / "metrics.jsonl") if row["kind"] == "round"]
+    for turn in (0, 1):
+        first = (rounds[0]["step/divergence_by_turn"][turn], rounds[0]["step/weight_by_turn"][turn])
+        assert f"| {turn + 1} | {first[0]:.3f} | {first[1]:.2f} |" in text
+
+
 def test_weights_are_one_for_opd_and_not_for_sod(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     weights = {
@@ -126,24 +137,33 @@ def test_summary_says_what_the_answers_say(finished: tuple[Path, str]) -> None:
         assert sentence in shown
 
 
+def _refused(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["demo", "--quick", *arguments])
+    assert done.exit_code == 2
+    return done.stderr
+
+
 def test_an_earlier_demo_is_not_overwritten_unasked(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = (folder / "summary.json").read_bytes()
-    done = _demo("--output", str(folder))
-    assert done.returncode == 2
-    assert "holds an earlier demo; add --overwrite to delete it, or give another folder" in done.stderr
+    message = _refused("--output", str(folder))
+    assert "holds an earlier demo; add --overwrite to delete it, or give another folder" in message
     assert (folder / "summary.json").read_bytes() == before
 
 
 def test_foreign_files_are_never_deleted(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    done = _demo("--output", str(tmp_path), "--overwrite")
-    assert done.returncode == 2
-    assert "holds files that no demo wrote" in done.stderr
+    assert "holds files that no demo wrote" in _refused("--output", str(tmp_path), "--overwrite")
     assert (tmp_path / "thesis.tex").read_text(encoding="utf-8") == "years of work"
 
 
-def test_unknown_method_is_refused(tmp_path: Path) -> None:
-    done = _demo("--output", str(tmp_path / "run"), "--methods", "opd,ppo")
-    assert done.returncode == 2
-    assert "choose at least one of opd, sod, control" in done.stderr
+def test_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("", encoding="utf-8")
+    assert "is a file; give a folder that is new or empty" in _refused("--output", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("methods", ["opd,ppo", ","])
+def test_unknown_methods_are_refused(tmp_path: Path, methods: str) -> None:
+    message = _refused("--output", str(tmp_path / "run"), "--methods", methods)
+    assert "choose at least one of opd, sod, control" in message
+    assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sod.demo.summary import Reading, difference, summary_table, to_json, verdict
+from sod.demo.summary import Reading, difference, step_table, summary_table, to_json, verdict
 
 
 def _reading(name: str, solved: str, **rest) -> Reading:
@@ -53,6 +53,28 @@ def test_table_and_json_say_the_same() -> None:
     kept = to_json(readings, baseline="cold", methods=("OPD",))
     assert kept["gains"]["OPD"]["points"] == 50.0
     assert kept["readings"][1]["success"] == 0.75
+
+
+def test_step_table_puts_the_rounds_side_by_side() -> None:
+    first = {
+        "round": 0,
+        "step/turns": [0.0, 1.0],
+        "step/divergence_by_turn": [0.1, 0.5],
+        "step/weight_by_turn": [1.0, 0.25],
+        "step/count_by_turn": [8.0, 4.0],
+    }
+    last = {
+        "round": 11,
+        "step/turns": [0.0],
+        "step/divergence_by_turn": [0.02],
+        "step/weight_by_turn": [1.0],
+        "step/count_by_turn": [8.0],
+    }
+    lines = step_table("SOD", first, last).splitlines()
+    assert lines[0] == "| SOD: step k | d_k, round 1 | w_k | steps | d_k, round 12 | w_k | steps |"
+    assert lines[2] == "| 1 | 0.100 | 1.00 | 8 | 0.020 | 1.00 | 8 |"
+    assert lines[3].startswith("| 2 | 0.500 | 0.25 | 4 |")
+    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
