@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sod.errors import TemplateError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Stands for what an assistant wrote; unlikely in any template or observation.
 _MARK = "Zq7markZq7"
+_MAX_CACHED = 4096
 _USER: Message = {"role": "user", "content": "Question"}
 _CALL_OF_MARK = {"type": "function", "function": {"name": _MARK, "arguments": {}}}
 _PLAIN: Message = {"role": "assistant", "content": _MARK}
@@ -96,6 +98,8 @@ class ChatRenderer:
         pad_id = tokenizer.pad_token_id
         self.pad_id = self.stop_ids[0] if pad_id is None else int(pad_id)
         self._closings = {"plain": self._closing(after_plain)}
+        self._cached_suffix = lru_cache(_MAX_CACHED)(self._suffix_of_items)
+        self._cached_ids = lru_cache(_MAX_CACHED)(self._encode)
         self._proven: set[str] = set()
         default_roles = ("tool",) if tools else ("user",)
         for role in default_roles if observation_roles is None else observation_roles:
@@ -138,7 +142,7 @@ class ChatRenderer:
         kind, text = self._suffix(messages)
         expected = self._closings[kind]
         turn_kind = self._kind_of(last_sampled_ids, kind)
-        ids = self._encode(expected.text + text)
+        ids = self._cached_ids(expected.text + text)
         start = _first_of(ids, self.stop_ids)
         if turn_kind == kind:
             return ids[start + self._num_closed(last_sampled_ids, expected.ids) :]
@@ -253,6 +257,15 @@ class ChatRenderer:
 
     def _suffix(self, messages: Sequence[Message]) -> tuple[str, str]:
         """Which dummy turn the messages follow, and what they and the header add to it."""
+        # Observations repeat over the trajectories of a rollout, and rendering one costs a millisecond.
+        if all(isinstance(value, str) for message in messages for value in message.values()):
+            return self._cached_suffix(tuple(tuple(message.items()) for message in messages))
+        return self._render_suffix(messages)
+
+    def _suffix_of_items(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, str]:
+        return self._render_suffix([dict(message) for message in items])
+
+    def _render_suffix(self, messages: Sequence[Message]) -> tuple[str, str]:
         roles = [str(message["role"]) for message in messages]
         for role in roles:
             self._prove(role)

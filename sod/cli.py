@@ -197,15 +197,32 @@ def score(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the demo's runs.")] = Path("runs/demo"),
-    is_quick: Annotated[bool, typer.Option("--quick", help="A smaller one, for a first look or CI.")] = False,
+    output: Annotated[Path, typer.Option(help="A new or empty folder.")] = Path("runs/demo"),
+    is_quick: Annotated[bool, typer.Option("--quick", help="Too small to claim anything.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Root seed.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; 1 on a busy machine.")] = 2,
+    methods: Annotated[str, typer.Option(help="Comma-separated.")] = "opd,sod,control",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier demo there.")] = False,
 ) -> None:
     """Distil a tool-using agent from nothing on a CPU, in minutes, and compare the methods."""
     with errors_reported():
-        from sod.demo import run_demo
+        from sod.demo.run import run_demo
+        from sod.demo.settings import FULL, QUICK
+        from sod.loop.signals import StopRequested
 
-        run_demo(output=output, is_quick=is_quick, seed=seed)
+        try:
+            run_demo(
+                QUICK if is_quick else FULL,
+                output=output,
+                seed=seed,
+                num_threads=threads,
+                methods=[name.strip() for name in methods.split(",") if name.strip()],
+                overwrite=overwrite,
+            )
+        except StopRequested as stop:
+            name = signal.Signals(stop.signal_number).name
+            typer.echo(f"{name}: the demo was stopped; start it again with --overwrite", err=True)
+            raise typer.Exit(128 + stop.signal_number) from None
 
 
 @contextmanager

@@ -50,7 +50,10 @@ class EnvironmentEntry:
     build: Callable[[Any], BuiltEnvironment]
 
 
-BUILT_IN: Mapping[str, str] = {"tools": "sod.envs.tool_entry:ENTRY"}
+BUILT_IN: Mapping[str, str] = {
+    "tools": "sod.envs.tool_entry:ENTRY",
+    "ledger": "sod.envs.ledger_env:ENTRY",
+}
 
 
 def environment_names() -> tuple[str, ...]:

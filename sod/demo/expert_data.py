@@ -1,0 +1,106 @@
+"""Expert traces of the ledger world as trajectories: written by the expert, answered by the real tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from sod.assembly import make_renderer
+from sod.engines.base import SamplingParams
+from sod.engines.scripted import ScriptedEngine
+from sod.envs.ledger import ledger_question, ledger_task
+from sod.envs.ledger_env import LedgerSection
+from sod.envs.ledger_expert import ExpertTurn, expert_turns
+from sod.envs.registry import build_environment
+from sod.errors import RolloutError
+from sod.rollout.collector import RolloutLimits, collect
+from sod.tools import ToolRunner
+from sod.types import Task, Trajectory
+
+_MAX_TOKENS = 512
+_NUM_TOOL_THREADS = 2
+
+
+def expert_traces(
+    num_traces: int,
+    *,
+    seed: int,
+    error_rate: float,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Trajectory]:
+    """Plays the expert on training questions.
+
+    Args:
+        num_traces: How many questions.
+        seed: Of the questions and of where mistakes fall.
+        error_rate: Chance of a mistake before each right call.
+        tokenizer: With the chat template.
+        progress: Called with traces done and in all.
+
+    Returns:
+        Trajectories, all solved; turns with a mistake have `is_trained` False.
+
+    Raises:
+        RolloutError: If an attempt of the expert was not solved, which means that a tool is broken.
+    """
+    questions = [ledger_question(seed, index) for index in range(num_traces)]
+    written = [expert_turns(question, seed=seed, error_rate=error_rate) for question in questions]
+    tasks = [
+        ledger_task(question, task_id=f"expert-{seed}-{index}") for index, question in enumerate(questions)
+    ]
+    scripts = [[tokenizer.encode(turn.text, add_special_tokens=False) for turn in turns] for turns in written]
+    longest = max(len(turns) for turns in written)
+    environment = build_environment(LedgerSection())
+    try:
+        renderer = make_renderer(tokenizer, environment, None)
+        with ToolRunner(environment.tools, num_threads=_NUM_TOOL_THREADS) as runner:
+            trajectories = collect(
+                tasks,
+                engine=ScriptedEngine(scripts),
+                renderer=renderer,
+                environment_factory=environment.factory,
+                limits=RolloutLimits(
+                    max_turns=longest,
+                    max_turn_tokens=_MAX_TOKENS,
+                    max_trajectory_tokens=longest * _MAX_TOKENS,
+                ),
+                params=SamplingParams(max_turn_tokens=_MAX_TOKENS, stop_ids=renderer.stop_ids),
+                seed=seed,
+                runner=runner,
+                progress=progress,
+            )
+    finally:
+        environment.close()
+    return [_marked(trajectory, turns) for trajectory, turns in zip(trajectories, written, strict=True)]
+
+
+def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
+    """Writes tasks as rows that `sod.data.load_tasks` reads back unchanged.
+
+    Args:
+        path: A .jsonl file.
+        tasks: Ledger tasks.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for task in tasks:
+            row = {"task_id": task.task_id, "prompt": list(task.messages), **task.fields}
+            file.write(json.dumps(row) + "\n")
+
+
+def _marked(trajectory: Trajectory, written: Sequence[ExpertTurn]) -> Trajectory:
+    if not trajectory.is_success or len(trajectory.turns) != len(written):
+        texts = "; ".join(result.text for turn in trajectory.turns for result in turn.results)
+        raise RolloutError(
+            f"expert_traces: the expert did not solve {trajectory.task_id}; the tools answered: {texts}."
+            " Check that the Python sandbox works on this machine."
+        )
+    turns = tuple(
+        replace(turn, is_trained=text.is_trained)
+        for turn, text in zip(trajectory.turns, written, strict=True)
+    )
+    return replace(trajectory, turns=turns)
