@@ -97,8 +97,7 @@ def run_update(
     Returns:
         Metrics and steps.
     """
-    started = time.perf_counter()
-    teacher_s = 0.0
+    started, teacher_s = time.perf_counter(), 0.0
     model.train()
     optimizer.zero_grad()
     outputs: list[LossOutput] = []
@@ -121,8 +120,8 @@ def run_update(
     optimizer.zero_grad()
     model.train(False)
     steps = [row for pair in zip(batches, outputs, strict=True) for row in step_stats(*pair)]
-    metrics = _metrics(outputs, steps, settings)
-    metrics |= {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
+    metrics = {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
+    metrics |= _metrics(outputs, steps, settings)
     metrics |= {"time/teacher_s": teacher_s, "time/update_s": time.perf_counter() - started - teacher_s}
     return UpdateResult(metrics=metrics, steps=steps, is_skipped=is_skipped)
 
