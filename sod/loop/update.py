@@ -69,6 +69,10 @@ class UpdateSettings:
     max_grad_norm: float
     autocast_dtype: torch.dtype | None = None
 
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Give the context that the student runs in."""
+        return torch.autocast(device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
 
 def run_update(
     model: PreTrainedModel,
@@ -93,8 +97,7 @@ def run_update(
     Returns:
         Metrics and steps.
     """
-    started = time.perf_counter()
-    teacher_s = 0.0
+    started, teacher_s = time.perf_counter(), 0.0
     model.train()
     optimizer.zero_grad()
     outputs: list[LossOutput] = []
@@ -103,9 +106,7 @@ def run_update(
         before_teacher = time.perf_counter()
         target = teacher_logits(index, moved)
         teacher_s += time.perf_counter() - before_teacher
-        with torch.autocast(
-            model.device.type, dtype=settings.autocast_dtype, enabled=settings.autocast_dtype is not None
-        ):
+        with settings.autocast(model.device.type):
             logits = row_logits(model, moved)
         if inspect is not None:
             inspect(moved, logits.detach())
@@ -118,9 +119,9 @@ def run_update(
         optimizer.step(settings.learning_rate_scale)
     optimizer.zero_grad()
     model.train(False)
-    steps = [row for batch, output in zip(batches, outputs, strict=True) for row in step_stats(batch, output)]
-    metrics = _metrics(outputs, steps, settings)
-    metrics |= {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
+    steps = [row for pair in zip(batches, outputs, strict=True) for row in step_stats(*pair)]
+    metrics = {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
+    metrics |= _metrics(outputs, steps, settings)
     metrics |= {"time/teacher_s": teacher_s, "time/update_s": time.perf_counter() - started - teacher_s}
     return UpdateResult(metrics=metrics, steps=steps, is_skipped=is_skipped)
 
