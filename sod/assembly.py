@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.chat import ChatRenderer
+from sod.chat_templates import HERMES_TEMPLATE
 from sod.config import RunConfig, SFTSection, StudentSection, TeacherSection
 from sod.data import expert_trajectories, load_tasks
 from sod.envs.base import EnvironmentFactory
@@ -287,6 +288,7 @@ def make_renderer(
         tools=environment.tools if environment is not None else (),
         stop_tokens=environment.stop_tokens if environment is not None else (),
         enable_thinking=student.enable_thinking if student is not None else None,
+        chat_template=HERMES_TEMPLATE if student is not None and student.chat_template == "hermes" else None,
     )
 
 

@@ -27,7 +27,10 @@ _USER: Message = {"role": "user", "content": "Question"}
 _CALL_OF_MARK = {"type": "function", "function": {"name": _MARK, "arguments": {}}}
 _PLAIN: Message = {"role": "assistant", "content": _MARK}
 _CALL: Message = {"role": "assistant", "content": "", "tool_calls": [_CALL_OF_MARK]}
-_ADVICE = "Pass chat_template=sod.chat_templates.HERMES_TEMPLATE or a template of your own that only appends."
+_ADVICE = (
+    'Set [student] chat_template = "hermes", or pass chat_template=sod.chat_templates.HERMES_TEMPLATE '
+    "or a template of your own that only appends."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

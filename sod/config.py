@@ -47,6 +47,8 @@ class StudentSection(ModelSection):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None leaves the template's own default."""
+    chat_template: Literal["own", "hermes"] = "own"
+    """"own" is the checkpoint's; "hermes" is our append-only one, for those that rewrite their history."""
 
 
 @dataclass(frozen=True, kw_only=True)

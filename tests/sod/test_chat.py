@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sod.assembly import make_renderer
 from sod.chat import ChatRenderer
 from sod.chat_templates import HERMES_TEMPLATE
+from sod.config import StudentSection
+from sod.envs.tool_entry import tool_environment
 from sod.errors import TemplateError
 from sod.testing import make_tiny_tokenizer
 from sod.types import ToolCall
@@ -356,3 +359,22 @@ def test_a_written_conversation_in_the_light_template(light):
     two["tool_calls"] *= 2
     with pytest.raises(TemplateError, match="message 1 does not end at its first stop token"):
         renderer.conversation_turns([USER, two])
+
+
+def test_a_run_may_name_our_template_in_place_of_one_that_forgets():
+    tokenizer = make_tiny_tokenizer(chat_template=FORGETFUL)
+    tools = tool_environment([double], "exact")
+    with pytest.raises(TemplateError, match=r'Set \[student\] chat_template = "hermes"'):
+        make_renderer(tokenizer, tools, StudentSection(model="any"))
+    renderer = make_renderer(tokenizer, tools, StudentSection(model="any", chat_template="hermes"))
+    assert renderer.decode(renderer.prompt_ids([{"role": "user", "content": "Hi"}])).endswith("assistant\n")
+    tools.close()
+
+
+def double(number: int) -> int:
+    """Doubles a number.
+
+    Args:
+        number: Any number.
+    """
+    return 2 * number
