@@ -15,6 +15,8 @@ from sod_kernels.types import DivergenceSpec, TokenStats
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _DIVERGENCES = {"reverse_kl": 0, "forward_kl": 1, "jsd": 2}
 _NUM_STEP_COLUMNS = 5
+# From here on a CPU gradient gets pages that are kept between uses; smaller ones come from the heap anyway.
+_KEPT_PAGES_FROM_BYTES = 8 << 20
 
 
 def availability(device_type: str) -> str | None:
@@ -131,9 +133,7 @@ def backward(
     grad_student_log_probs = grad_student_log_probs.contiguous()
     grad_student_entropy = grad_student_entropy.contiguous()
     # (B, T, V*)
-    grad_student_logits = torch.empty(
-        student_logits.shape, dtype=student_logits.dtype, device=student_logits.device
-    )
+    grad_student_logits = _empty_gradient(library, student_logits)
     upstream = library.Upstream(
         grad_token_kl=grad_token_kl.data_ptr(),
         grad_student_log_probs=grad_student_log_probs.data_ptr(),
@@ -147,6 +147,30 @@ def backward(
     )
     library.backward(inputs, upstream, **_execution(student_logits.device))
     return grad_student_logits
+
+
+def release_memory() -> int:
+    """Give the pages of the last large CPU gradient back to the system.
+
+    They are kept for the next gradient, marked so that the system may take them when it is short of memory;
+    until then tools count them as used.
+
+    Returns:
+        How many bytes were kept.
+
+    Raises:
+        NativeUnavailableError: The CPU library cannot run here.
+    """
+    num_bytes: int = loader.load("cpu").release_kept_pages()
+    return num_bytes
+
+
+def _empty_gradient(library: Any, like: Tensor) -> Tensor:
+    """Allocate an uninitialised, contiguous tensor; a large one on the CPU takes over kept pages."""
+    num_bytes = like.numel() * like.element_size()
+    if like.device.type != "cpu" or num_bytes < _KEPT_PAGES_FROM_BYTES:
+        return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return torch.frombuffer(library.Pages(num_bytes), dtype=like.dtype).view(like.shape)
 
 
 def _inputs(
