@@ -1,7 +1,7 @@
 """Timing side by side, the machine's own limits, peak memory and results with their provenance.
 
-Contenders are timed in turns inside one process, so that a busy machine slows all of them alike; ratios can be
-trusted more than milliseconds.
+Contenders are timed in turns inside one process, so that a busy machine slows all of them alike; ratios can
+be trusted more than milliseconds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _seconds(run: Callable[[], object]) -> float:
     result = run()
     _synchronize()
     elapsed = time.perf_counter() - start
-    # Freed after the clock has stopped for everybody: giving memory back is the allocator's time.
+    # Freed after the clock has stopped, for everybody.
     del result
     return elapsed
 
@@ -73,7 +73,7 @@ def _summary(values: list[float]) -> Timing:
 
 
 def measure_bandwidth(device: str, *, size_bytes: int = 1 << 28, rounds: int = 9) -> Bandwidth:
-    """Measure reading (a sum) and copying (bytes read plus bytes written) with torch's own kernels; the best round."""
+    """Measure reading (a sum) and copying (bytes read plus written) with torch's kernels; the best round."""
     source = torch.ones(size_bytes // 4, device=device)
     target = torch.zeros_like(source)
     read = min(_seconds(source.sum) for _ in range(rounds))

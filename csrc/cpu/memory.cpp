@@ -1,6 +1,7 @@
 #include "cpu/memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <mutex>
 #include <new>
@@ -36,22 +37,26 @@ void unmap(Mapping mapping) {
   if (mapping.data != nullptr) (void)munmap(mapping.data, static_cast<std::size_t>(mapping.capacity));
 }
 
+std::uintptr_t round_up(std::uintptr_t value, std::uintptr_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
+
 // Maps one large page more than needed and cuts off what lies outside the aligned range.
 Mapping map(std::int64_t bytes) {
-  const std::uintptr_t capacity =
-      (static_cast<std::uintptr_t>(bytes) + kLargePage - 1) / kLargePage * kLargePage;
+  const std::uintptr_t page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const std::uintptr_t capacity = round_up(static_cast<std::uintptr_t>(bytes), page);
   void* const whole =
       mmap(nullptr, capacity + kLargePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (whole == MAP_FAILED) throw std::bad_alloc();
   const std::uintptr_t start = reinterpret_cast<std::uintptr_t>(whole);
-  const std::uintptr_t first = (start + kLargePage - 1) / kLargePage * kLargePage;
-  if (first > start) (void)munmap(whole, first - start);
+  const std::uintptr_t first = round_up(start, kLargePage);
   const std::uintptr_t end = first + capacity;
-  if (start + kLargePage > first) (void)munmap(reinterpret_cast<void*>(end), start + kLargePage - first);
+  if (first > start) (void)munmap(whole, first - start);
+  (void)munmap(reinterpret_cast<void*>(end), start + kLargePage - first);
   void* const data = reinterpret_cast<void*>(first);
 #if defined(MADV_HUGEPAGE)
-  // Only a hint: a refusal leaves ordinary pages.
-  (void)madvise(data, capacity, MADV_HUGEPAGE);
+  // Only a hint, and only for whole large pages: nothing beyond the request becomes resident.
+  (void)madvise(data, capacity / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
   return {data, static_cast<std::int64_t>(capacity)};
 }
