@@ -74,7 +74,8 @@ class CMakeBuild(build_ext):
             subprocess.run([*configure, *generator, *options], check=True)
             subprocess.run([cmake, "--build", str(build), "--parallel"], check=True)
         except subprocess.CalledProcessError as error:
-            return f"'{' '.join(error.cmd[:2])} ...' ended with {error.returncode}; see the build's output."
+            stage = "compile" if "--build" in error.cmd else "configure (is there a C++17 compiler?)"
+            return f"CMake failed to {stage}; see the output of: SOD_BUILD_NATIVE=1 pip install -v ."
         return None if list(target.glob("_cpu*.so")) else "pybind11 was not found when it was installed."
 
 

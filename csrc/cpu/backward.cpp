@@ -1,6 +1,5 @@
 #include <cstring>
 
-#include "cpu/memory.h"
 #include "cpu/rows.h"
 #include "cpu/step_kl.h"
 #include "sod/row_result.h"
@@ -86,7 +85,6 @@ void backward(const Logits& student, const Logits& teacher, const Problem& probl
   const std::int64_t rows = problem.batch * problem.time;
   with_row_type(problem.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    ask_for_large_pages(gradient.data, rows * gradient.width * static_cast<std::int64_t>(sizeof(T)));
     for_each_row(rows, gradient.width, num_threads, [&](std::int64_t row) {
       process_row<T>(student, teacher, problem, inputs, gradient, row, exponent);
       finish_stores();

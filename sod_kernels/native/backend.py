@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from sod_kernels.types import DivergenceSpec, TokenStats
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _DIVERGENCES = {"reverse_kl": 0, "forward_kl": 1, "jsd": 2}
 _NUM_STEP_COLUMNS = 5
+# From here on a CPU gradient gets pages that are kept between uses; smaller ones come from the heap anyway.
+_KEPT_PAGES_FROM_BYTES = 8 << 20
 
 
 def availability(device_type: str) -> str | None:
@@ -70,21 +73,12 @@ def forward(
         torch.empty(sampled_shape, dtype=torch.float32, device=device) for _ in range(2)
     )
     step_sums = torch.empty((num_steps, _NUM_STEP_COLUMNS), dtype=torch.float64, device=device)
-    outputs = library.Outputs(
-        token_kl=token_kl.data_ptr(),
-        student_log_probs=student_log_probs.data_ptr(),
-        teacher_log_probs=teacher_log_probs.data_ptr(),
-        student_entropy=entropy.data_ptr(),
-        student_lse=student_lse.data_ptr(),
-        teacher_lse=teacher_lse.data_ptr(),
-        kl_aux=kl_aux.data_ptr(),
-        step_sums=step_sums.data_ptr(),
-        num_steps=num_steps,
-    )
-    library.forward(inputs, outputs, **_execution(device))
-    return TokenStats(
+    stats = TokenStats(
         token_kl, student_log_probs, teacher_log_probs, entropy, student_lse, teacher_lse, kl_aux, step_sums
     )
+    outputs = library.Outputs(**_addresses(stats._asdict()), num_steps=num_steps)
+    library.forward(inputs, outputs, **_execution(device))
+    return stats
 
 
 def backward(
@@ -126,27 +120,51 @@ def backward(
     """
     library = loader.load(student_logits.device.type)
     inputs = _inputs(library, student_logits, teacher_logits, step_ids, sampled_ids, spec)
-    # Autograd hands in expanded scalars and the like; these are small.
-    grad_token_kl = grad_token_kl.contiguous()
-    grad_student_log_probs = grad_student_log_probs.contiguous()
-    grad_student_entropy = grad_student_entropy.contiguous()
     # (B, T, V*)
-    grad_student_logits = torch.empty(
-        student_logits.shape, dtype=student_logits.dtype, device=student_logits.device
-    )
-    upstream = library.Upstream(
-        grad_token_kl=grad_token_kl.data_ptr(),
-        grad_student_log_probs=grad_student_log_probs.data_ptr(),
-        grad_student_entropy=grad_student_entropy.data_ptr(),
-        student_lse=student_lse.data_ptr(),
-        teacher_lse=teacher_lse.data_ptr(),
-        kl_aux=kl_aux.data_ptr(),
-        student_entropy=student_entropy.data_ptr(),
-        grad_student_logits=grad_student_logits.data_ptr(),
-        width=student_logits.shape[-1],
-    )
+    grad_student_logits = _empty_gradient(library, student_logits)
+    tensors = {
+        # Autograd hands in expanded scalars and the like; these are small.
+        "grad_token_kl": grad_token_kl.contiguous(),
+        "grad_student_log_probs": grad_student_log_probs.contiguous(),
+        "grad_student_entropy": grad_student_entropy.contiguous(),
+        "student_lse": student_lse,
+        "teacher_lse": teacher_lse,
+        "kl_aux": kl_aux,
+        "student_entropy": student_entropy,
+        "grad_student_logits": grad_student_logits,
+    }
+    upstream = library.Upstream(**_addresses(tensors), width=student_logits.shape[-1])
     library.backward(inputs, upstream, **_execution(student_logits.device))
     return grad_student_logits
+
+
+def release_memory() -> int:
+    """Give the pages of the last large CPU gradient back to the system.
+
+    They are kept for the next gradient, marked so that the system may take them when it is short of memory;
+    until then tools count them as used.
+
+    Returns:
+        How many bytes were kept.
+
+    Raises:
+        NativeUnavailableError: The CPU library cannot run here.
+    """
+    num_bytes: int = loader.load("cpu").release_kept_pages()
+    return num_bytes
+
+
+def _empty_gradient(library: Any, like: Tensor) -> Tensor:
+    """Allocate an uninitialised, contiguous tensor; a large one on the CPU takes over kept pages."""
+    num_bytes = like.numel() * like.element_size()
+    if like.device.type != "cpu" or num_bytes < _KEPT_PAGES_FROM_BYTES:
+        return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return torch.frombuffer(library.Pages(num_bytes), dtype=like.dtype).view(like.shape)
+
+
+def _addresses(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name the addresses like their tensors; the caller keeps the tensors alive."""
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
 
 def _inputs(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sod_kernels import step_kl
 from sod_kernels.native import backend
 from sod_kernels.testing import (
     CASE_REASONS,
@@ -191,3 +192,41 @@ def test_float64_is_refused_with_advice() -> None:
     case = make_case("plain", dtype=torch.float64)
     with pytest.raises(TypeError, match=r"student_logits has dtype torch.float64.*backend=\"reference\""):
         run(case)
+
+
+def _large_gradient(scale: float) -> torch.Tensor:
+    """Go through autograd with a gradient of 9.7 MB."""
+    generator = torch.Generator().manual_seed(2)
+    student = (scale * torch.randn(16, 151936, generator=generator)).requires_grad_()
+    teacher = torch.randn(16, 151936, generator=generator)
+    step_kl(student, teacher, torch.zeros(16, dtype=torch.int64), backend="native").loss.backward()
+    assert student.grad is not None
+    return student.grad
+
+
+def test_a_large_gradient_takes_over_the_pages_of_a_dead_one_only() -> None:
+    backend.release_memory()
+    first = _large_gradient(1.0)
+    kept = first.clone()
+    second = _large_gradient(2.0)
+    assert second.data_ptr() != first.data_ptr()
+    assert torch.equal(first, kept)
+    address = second.data_ptr()
+    del second
+    # What the dead gradient left behind does not show in the next one.
+    third = _large_gradient(1.0)
+    assert third.data_ptr() == address
+    assert torch.equal(third, first)
+    view = third[0]
+    del third
+    assert _large_gradient(3.0).data_ptr() != address
+    assert torch.equal(view, first[0])
+
+
+def test_kept_pages_can_be_given_back() -> None:
+    gradient = _large_gradient(1.0)
+    num_bytes = gradient.numel() * gradient.element_size()
+    backend.release_memory()
+    del gradient
+    assert num_bytes <= backend.release_memory() < num_bytes + 2**16
+    assert backend.release_memory() == 0
