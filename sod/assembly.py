@@ -154,7 +154,10 @@ def load_student(section: StudentSection, device: torch.device) -> PreTrainedMod
     """Load the student as its section says."""
     student = load_model(section, device=device)
     if section.gradient_checkpointing:
-        student.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+        # transformers renamed it within 5.x; 5.17 has the old name, a later one warns of it.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable: Any = next(getattr(student, name) for name in names if hasattr(student, name))
+        enable()
     return student
 
 
@@ -241,6 +244,8 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
     if parts.teacher is not None and Capability.LOGITS not in parts.teacher.capabilities:
         raise ConfigError(f'algorithm "{name}" needs full logits, which this teacher does not give')
     if isinstance(parts.teacher, LocalTeacher):
+        if parts.teacher.model is parts.student:
+            raise ConfigError("student and teacher are one object, which is frozen now; load the model twice")
         check_vocabulary(parts.teacher.model, parts.tokenizer, "teacher")
         check_head(parts.teacher.model, "teacher")
 

@@ -104,10 +104,9 @@ def save_checkpoint(
         return target
     temporary = root / f"{TEMPORARY_PREFIX}{state.name}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
         _remove(target)
         _remove(temporary)
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         torch.save({"optimizer": list(optimizer_state)}, temporary / TENSOR_FILE)

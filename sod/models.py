@@ -181,6 +181,10 @@ def build_qwen3(
         eos_token_id=eos_id,
         pad_token_id=pad_id,
     )
+    return _seeded(config, seed)
+
+
+def _seeded(config: Qwen3Config, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen3ForCausalLM(config)

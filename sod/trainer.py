@@ -281,9 +281,11 @@ class SODTrainer:
 
     def _update_settings(self, minibatch: Minibatch) -> UpdateSettings:
         optimizer = self.config.optimizer
+        scale = learning_rate_scale(optimizer, self.state.update, self.config.num_updates)
         return UpdateSettings(
             denominator=minibatch.num_tokens,
-            learning_rate_scale=learning_rate_scale(optimizer, self.state.update, self.config.num_updates),
+            learning_rate=scale * optimizer.learning_rate,
+            learning_rate_scale=scale,
             max_grad_norm=optimizer.max_grad_norm,
             autocast_dtype=self._autocast,
         )

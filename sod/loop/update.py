@@ -57,15 +57,21 @@ class UpdateSettings:
 
     Attributes:
         denominator: Trained tokens of the whole minibatch.
-        learning_rate_scale: Share of the peak learning rate.
+        learning_rate: Learning rate of AdamW at this update.
+        learning_rate_scale: Its share of the peak, which holds for Muon too.
         max_grad_norm: Norm that gradients are clipped to.
         autocast_dtype: Type of the student's matrix products; None for the weights' own.
     """
 
     denominator: int
+    learning_rate: float
     learning_rate_scale: float
     max_grad_norm: float
     autocast_dtype: torch.dtype | None = None
+
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Give the context that the student runs in."""
+        return torch.autocast(device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
 
 def run_update(
@@ -91,8 +97,7 @@ def run_update(
     Returns:
         Metrics and steps.
     """
-    started = time.perf_counter()
-    teacher_s = 0.0
+    started, teacher_s = time.perf_counter(), 0.0
     model.train()
     optimizer.zero_grad()
     outputs: list[LossOutput] = []
@@ -101,9 +106,7 @@ def run_update(
         before_teacher = time.perf_counter()
         target = teacher_logits(index, moved)
         teacher_s += time.perf_counter() - before_teacher
-        with torch.autocast(
-            model.device.type, dtype=settings.autocast_dtype, enabled=settings.autocast_dtype is not None
-        ):
+        with settings.autocast(model.device.type):
             logits = row_logits(model, moved)
         if inspect is not None:
             inspect(moved, logits.detach())
@@ -116,9 +119,9 @@ def run_update(
         optimizer.step(settings.learning_rate_scale)
     optimizer.zero_grad()
     model.train(False)
-    steps = [row for batch, output in zip(batches, outputs, strict=True) for row in step_stats(batch, output)]
-    metrics = _metrics(outputs, steps, settings)
-    metrics |= {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
+    steps = [row for pair in zip(batches, outputs, strict=True) for row in step_stats(*pair)]
+    metrics = {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
+    metrics |= _metrics(outputs, steps, settings)
     metrics |= {"time/teacher_s": teacher_s, "time/update_s": time.perf_counter() - started - teacher_s}
     return UpdateResult(metrics=metrics, steps=steps, is_skipped=is_skipped)
 
@@ -167,5 +170,5 @@ def _metrics(
     metrics["step/divergence_mean"] = math.fsum(step.divergence for step in steps) / num_steps
     metrics["update/tokens"] = float(settings.denominator)
     metrics["update/steps"] = float(len(steps))
-    metrics["update/learning_rate_scale"] = settings.learning_rate_scale
+    metrics["update/learning_rate"] = settings.learning_rate
     return metrics

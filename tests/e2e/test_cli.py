@@ -6,6 +6,7 @@ import json
 import signal
 
 import pytest
+from arithmetic import sft_toml
 from typer.testing import CliRunner
 
 from sod import cli
@@ -157,6 +158,39 @@ def test_scoring_with_models_that_did_not_write_the_trajectories(sod, arithmetic
     models = ["--student", arithmetic.student, "--teacher", arithmetic.teacher]
     result = sod("score", stored, *models, code=2)
     assert "trajectory 0: has token id 99999, but the student's tokenizer ends at" in result.output
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("student", "section [student] is missing; give the model that is trained"),
+        ("teacher", 'section [teacher] is missing; algorithm "sod" needs one'),
+        ("data", "section [data] is missing; give the training file"),
+        ("environment", "section [environment] is missing; it says what the student acts in"),
+    ],
+)
+def test_a_section_that_the_algorithm_needs(sod, arithmetic, gone, words):
+    toml = arithmetic.toml("gone")
+    blocks = toml.read_text().split("\n[")
+    toml.write_text("\n[".join(block for block in blocks if not block.startswith(gone)))
+    assert words in sod("train", toml, "--dry-run", code=2).output
+
+
+def test_a_dry_run_of_supervised_training_reads_the_conversations(sod, arithmetic, tmp_path):
+    toml = sft_toml(arithmetic.folder, output="sft_dry", student=arithmetic.student, rounds=1)
+    assert "expert trajectories: 64" in sod("train", toml, "--dry-run").output
+    result = sod("train", toml, "--dry-run", "--set", "data.train='absent.jsonl'", code=2)
+    assert "absent.jsonl': no such file; give expert conversations" in result.output
+
+
+def test_supervised_training_takes_stored_trajectories_too(sod, arithmetic, tmp_path):
+    toml = arithmetic.toml("store")
+    stored = tmp_path / "t.jsonl.gz"
+    sod("rollout", toml, "--output", stored, "--num-tasks", 4)
+    toml = sft_toml(arithmetic.folder, output="sft_stored", student=arithmetic.student, rounds=1)
+    sets = ["--set", f"data.train='{stored}'", "--set", "data.train_limit=6"]
+    assert "expert trajectories: 6" in sod("train", toml, "--dry-run", *sets).output
+    assert "finished: " in sod("train", toml, "--quiet", *sets).output
 
 
 def test_eval_and_rollout_say_what_they_miss(sod, arithmetic, tmp_path):

@@ -45,6 +45,10 @@ def test_distillation_lowers_the_divergence(arithmetic, metric_rows, name):
     updates = [row for row in rows if row["kind"] == "update"]
     assert len(rounds) == 6
     assert len(updates) == 6 * 2 * 2
+    rates = [row["update/learning_rate"] for row in updates]
+    assert rates[0] == pytest.approx(0.5e-3)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(0.2e-3)
     assert rounds[-1]["kl/token_mean"] < 0.8 * rounds[0]["kl/token_mean"]
     assert [row["round"] for row in rows if row["kind"] == "eval"] == [0, 3, 6]
     assert all(row["alignment/gap_max"] < 1e-3 for row in updates if "alignment/gap_max" in row)
@@ -75,6 +79,27 @@ def test_steps_match_the_trajectories_that_were_stored(arithmetic, metric_rows):
     assert round_row["rollout/errors_per_trajectory"] == sum(one.num_errors for one in stored) / 16
     assert any(one.num_errors for one in stored), "the task must produce error observations"
     assert round_row["step/count_by_turn"][0] == 16.0
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_run(arithmetic, unbroken, metric_rows):
+    toml = arithmetic.toml("recomputed")
+    result = trainer_of(toml, "student.gradient_checkpointing=true").train()
+    assert metric_rows(result.folder / "metrics.jsonl") == metric_rows(unbroken.folder / "metrics.jsonl")
+
+
+def test_bfloat16_products_train_float32_weights(arithmetic, unbroken, metric_rows):
+    toml = arithmetic.toml("rounded")
+    result = trainer_of(toml, "trainer.precision='bfloat16'", "trainer.rounds=1").train()
+    assert result.model.dtype == torch.float32
+    gaps = [
+        r["alignment/gap_max"]
+        for r in metric_rows(result.folder / "metrics.jsonl")
+        if "alignment/gap_max" in r
+    ]
+    assert 1e-4 < gaps[0] < 1.0
+    assert result.metrics["kl/token_mean"] == pytest.approx(
+        metric_rows(unbroken.folder / "metrics.jsonl")[5]["kl/token_mean"], rel=0.5
+    )
 
 
 def test_the_run_folder_says_what_ran(arithmetic):

@@ -166,6 +166,19 @@ def test_overrides_win_over_the_file(tmp_path):
         ),
         ("run = 3\n[trainer]\nrounds = 1\n", ["run = 3: [run] is a section, not a setting"]),
         ("[run\n", ["is not valid TOML"]),
+        (MINIMAL + "[environment]\n", ["[environment] name is missing; known: tools"]),
+        (
+            MINIMAL + '[environment]\nname = "tools"\ntools = "python"\n',
+            ["[environment] tools = 'python': wanted a list, got str"],
+        ),
+        (
+            MINIMAL + '[environment]\nname = "tools"\ntools = [1]\n',
+            ["[environment] tools (an entry of it) = 1: wanted a string, got int"],
+        ),
+        (
+            MINIMAL + '[student]\nmodel = "a/b"\nrevision = 3\n',
+            ["[student] revision = 3: wanted a string, got int"],
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, words):

@@ -70,7 +70,7 @@ def parts():
 
 
 def settings(sequences, **more):
-    values = {"learning_rate_scale": 1.0, "max_grad_norm": 1.0, **more}
+    values = {"learning_rate": 1e-2, "learning_rate_scale": 1.0, "max_grad_norm": 1.0, **more}
     return UpdateSettings(denominator=num_trained_tokens(sequences), **values)
 
 
