@@ -30,13 +30,12 @@ def test_question_is_a_pure_function_of_seed_split_and_index() -> None:
 
 def test_first_question_of_seed_0_never_changes() -> None:
     # A changed generator silently changes what every recorded result means.
-    question = ledger_question(0, 3)
+    question = ledger_question(0, 1)
     assert question.text == (
-        "What is the stock of canoe minus the stock of the rival of apron"
-        " times the price of the rival of glove?"
+        "What is the price of the rival of saddle times the price of sofa times the stock of bucket?"
     )
-    assert question.expression == "12-14*62"
-    assert question.answer == -856
+    assert question.expression == "7*3*8"
+    assert question.answer == 168
 
 
 def test_no_held_out_question_is_worded_like_a_training_question() -> None:
@@ -83,12 +82,12 @@ def test_table_is_complete_and_hidden_from_the_student() -> None:
 @pytest.mark.parametrize(
     ("text", "reward"),
     [
-        ("Answer: -856", 1.0),
-        ("-856", 1.0),
-        ("12-14*62 = -856", 1.0),
-        ("Answer: 856", 0.0),
+        ("Answer: -2", 1.0),
+        ("-2", 1.0),
+        ("2-4 = -2", 1.0),
+        ("Answer: 2", 0.0),
         ("", 0.0),
-        ("-85", 0.0),
+        ("-22", 0.0),
     ],
 )
 def test_reward_wants_the_exact_number(text: str, reward: float) -> None:

@@ -76,10 +76,10 @@ ABSENT = next(item for item in ITEMS if item not in QUESTION.table)
 @pytest.mark.parametrize(
     ("text", "outcome", "observation"),
     [
-        (_lookup("canoe", "stock"), ToolOutcome.OK, "12"),
-        (_lookup("apron", "rival"), ToolOutcome.OK, str(QUESTION.table["apron"]["rival"])),
+        (_lookup("flute", "stock"), ToolOutcome.OK, "2"),
+        (_lookup("bench", "rival"), ToolOutcome.OK, str(QUESTION.table["bench"]["rival"])),
         (_lookup(ABSENT, "price"), ToolOutcome.TOOL_ERROR, f"error: LookupError: no item {ABSENT}"),
-        (_lookup("canoe", "cost"), ToolOutcome.TOOL_ERROR, "error: LookupError: no field cost"),
+        (_lookup("flute", "cost"), ToolOutcome.TOOL_ERROR, "error: LookupError: no field cost"),
         (_python("print(12-14*62)"), ToolOutcome.OK, "-856"),
         (_python("print(12-14*)"), ToolOutcome.TOOL_ERROR, "error: SyntaxError: invalid syntax"),
         (_python("print(1//0)"), ToolOutcome.TOOL_ERROR, "error: ZeroDivisionError: "),
@@ -109,8 +109,8 @@ def test_observations_are_real_and_short(built, runner, text: str, outcome, obse
 
 
 def test_only_the_exact_number_succeeds(built, runner) -> None:
-    (right,) = _play(built, runner, "Answer: -856")
-    (wrong,) = _play(built, runner, "Answer: 856")
+    (right,) = _play(built, runner, "Answer: -2")
+    (wrong,) = _play(built, runner, "Answer: 2")
     assert right.is_done
     assert right.is_success
     assert wrong.is_done
@@ -118,7 +118,7 @@ def test_only_the_exact_number_succeeds(built, runner) -> None:
 
 
 def test_three_errors_in_a_row_end_the_attempt_and_a_good_call_forgives(built, runner) -> None:
-    bad, good = _lookup(ABSENT, "price"), _lookup("canoe", "stock")
+    bad, good = _lookup(ABSENT, "price"), _lookup("flute", "stock")
     steps = _play(built, runner, bad, bad, good, bad, bad, bad)
     assert [step.is_done for step in steps] == [False] * 5 + [True]
     assert steps[-1].end_reason is EndReason.MAX_ERRORS
