@@ -31,7 +31,7 @@ EXAMPLE = Trajectory(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 @given(st.lists(trajectories(), max_size=3))
 def test_round_trip_is_exact(tmp_path, written):
     path = tmp_path / "a.jsonl.gz"
