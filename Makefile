@@ -63,6 +63,6 @@ bench: $(STAMP)  ## Benchmarks, side by side with their peers, JSON under benchm
 	$(BIN)/python benchmarks/bench_step_kl.py
 	$(BIN)/python benchmarks/bench_step_weights.py
 
-clean:  ## Remove what was built, keep .venv and runs
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+clean:  ## Remove what was built, keep the packages in .venv and the runs
+	rm -rf $(STAMP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find sod_kernels -name '*.so' -delete
