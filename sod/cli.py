@@ -150,7 +150,7 @@ def rollout(
     with errors_reported():
         from sod import commands
         from sod.config_file import load_config
-        from sod.loop.records import rollout_metrics
+        from sod.evaluate import rollout_metrics
         from sod.rollout.store import write_trajectories
 
         settings = commands.with_checkpoint(load_config(config, overrides or []), checkpoint)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sod.loop.records import rollout_metrics
 from sod.types import Trajectory
 
 
@@ -57,3 +56,24 @@ def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
     }
     metrics |= {"eval/success_mean": mean, "eval/success_stderr": stderr, "eval/tasks": float(len(means))}
     return EvalResult(success_mean=mean, success_stderr=stderr, metrics=metrics, trajectories=trajectories)
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Sum up the trajectories of a round or an evaluation."""
+    count = max(1, len(trajectories))
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    calls = [result for turn in turns for result in turn.results]
+    metrics = {
+        "rollout/success_mean": sum(t.is_success for t in trajectories) / count,
+        "rollout/reward_mean": math.fsum(t.reward for t in trajectories) / count,
+        "rollout/errors_per_trajectory": sum(t.num_errors for t in trajectories) / count,
+        "rollout/turns_mean": len(turns) / count,
+        "rollout/calls_per_trajectory": len(calls) / count,
+        "rollout/tokens_mean": sum(t.num_sampled_tokens for t in trajectories) / count,
+        "rollout/trajectories": float(len(trajectories)),
+    }
+    for reason in sorted({str(trajectory.end_reason) for trajectory in trajectories}):
+        metrics[f"rollout/end_{reason}"] = sum(str(t.end_reason) == reason for t in trajectories) / count
+    for outcome in sorted({str(result.outcome) for result in calls}):
+        metrics[f"tool/{outcome}"] = sum(str(r.outcome) == outcome for r in calls) / len(calls)
+    return metrics

@@ -31,6 +31,7 @@ from sod.config import RunConfig, SODSection
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment
 from sod.errors import TrainingError
+from sod.evaluate import rollout_metrics
 from sod.loop.alignment import check_alignment
 from sod.loop.display import Display
 from sod.loop.minibatches import Minibatch, plan_round
@@ -38,7 +39,6 @@ from sod.loop.records import (
     add_steps,
     anchor_warning,
     mean_metrics,
-    rollout_metrics,
     step_rows,
     step_table,
 )

@@ -103,27 +103,6 @@ def anchor_warning(sums: StepSums, epsilon: float) -> str | None:
     )
 
 
-def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Sum up the trajectories of a round or an evaluation."""
-    count = max(1, len(trajectories))
-    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-    calls = [result for turn in turns for result in turn.results]
-    metrics = {
-        "rollout/success_mean": sum(t.is_success for t in trajectories) / count,
-        "rollout/reward_mean": math.fsum(t.reward for t in trajectories) / count,
-        "rollout/errors_per_trajectory": sum(t.num_errors for t in trajectories) / count,
-        "rollout/turns_mean": len(turns) / count,
-        "rollout/calls_per_trajectory": len(calls) / count,
-        "rollout/tokens_mean": sum(t.num_sampled_tokens for t in trajectories) / count,
-        "rollout/trajectories": float(len(trajectories)),
-    }
-    for reason in sorted({str(trajectory.end_reason) for trajectory in trajectories}):
-        metrics[f"rollout/end_{reason}"] = sum(str(t.end_reason) == reason for t in trajectories) / count
-    for outcome in sorted({str(result.outcome) for result in calls}):
-        metrics[f"tool/{outcome}"] = sum(str(r.outcome) == outcome for r in calls) / len(calls)
-    return metrics
-
-
 def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Average the metrics of a round's updates; times and counts are added up."""
     added = ("time/", "update/tokens", "update/steps", "update/is_skipped")

@@ -6,12 +6,11 @@ import math
 
 import pytest
 
-from sod.evaluate import summarise
+from sod.evaluate import rollout_metrics, summarise
 from sod.loop.records import (
     add_steps,
     anchor_warning,
     mean_metrics,
-    rollout_metrics,
     step_rows,
     step_table,
 )
