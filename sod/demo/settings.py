@@ -143,12 +143,12 @@ FULL = DemoSettings(
         size=ModelSize(num_layers=2, hidden_size=96, num_heads=3),
         num_traces=1000,
         error_rate=0.0,
-        num_updates=120,
+        num_updates=140,
         minibatch=32,
         updates_per_round=20,
     ),
     distillation=DistillationPhase(
-        rounds=15, tasks_per_round=192, minibatch=32, epochs=2, temperature=0.7, eval_every=5
+        rounds=15, tasks_per_round=192, minibatch=32, epochs=2, temperature=0.3, eval_every=5
     ),
     num_questions=400,
     num_curve_questions=200,
