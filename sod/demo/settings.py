@@ -158,7 +158,7 @@ FULL = DemoSettings(
         target_success=0.55,
     ),
     distillation=DistillationPhase(
-        rounds=15, tasks_per_round=192, minibatch=32, epochs=2, temperature=0.3, eval_every=5
+        rounds=10, tasks_per_round=192, minibatch=32, epochs=2, temperature=0.3, eval_every=2
     ),
     num_questions=400,
     num_curve_questions=200,
