@@ -37,6 +37,7 @@ class DemoPaths:
         self.root = root
         self.settings = root / "demo.json"
         self.train = root / "data" / "train.jsonl"
+        self.check = root / "data" / "check.jsonl"
         self.held_out = root / "data" / "held_out.jsonl"
         self.summary = root / "summary.json"
         self.table = root / "summary.md"
@@ -143,14 +144,20 @@ def method_config(
 
 
 def policy_config(
-    checkpoint: Path, settings: DemoSettings, paths: DemoPaths, *, seed: int, num_threads: int
+    checkpoint: Path,
+    settings: DemoSettings,
+    paths: DemoPaths,
+    *,
+    questions: Path,
+    seed: int,
+    num_threads: int,
 ) -> RunConfig:
-    """Settings for rolling a checkpoint out: on the training questions, or greedily on the held-out ones."""
+    """Settings for rolling a checkpoint out: on the training questions, or greedily on `questions`."""
     return RunConfig(
         # Only a training run writes to its folder.
         run=RunSection(output=paths.root, seed=seed),
         student=StudentSection(model=str(checkpoint)),
-        data=DataSection(train=paths.train, eval=paths.held_out),
+        data=DataSection(train=paths.train, eval=questions),
         environment=LedgerSection(),
         rollout=rollout_section(settings),
         trainer=_trainer(rounds=1, tasks_per_round=1, epochs=1, minibatch=1, num_threads=num_threads),

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from sod.metrics import read_rows
 from sod.models import build_qwen3
 from sod.rollout.store import write_trajectories
 from sod.seeding import derive_seed
-from sod.trainer import SODTrainer
+from sod.trainer import SODTrainer, TrainResult
 
 TEACHER = "teacher"
 BASELINE = "cold student"
@@ -134,6 +134,8 @@ class Demo:
         settings = self._settings
         held_out = ledger_tasks(settings.num_questions, seed=self._seed, split="held_out")
         write_tasks(self._paths.held_out, held_out)
+        check = ledger_tasks(settings.num_check_questions, seed=self._seed_of("check"))
+        write_tasks(self._paths.check, check)
         num_tasks = settings.distillation.num_trajectories
         write_tasks(self._paths.train, ledger_tasks(num_tasks, seed=self._seed_of("train")))
         for name, phase in (("teacher", settings.teacher), ("student", settings.student)):
@@ -175,8 +177,25 @@ class Demo:
             name, phase, self._settings, self._paths, seed=self._seed, num_threads=self._num_threads
         )
         title = TITLES[name]
-        self._show.heading(f"{title}: {model.num_parameters():,} parameters, {config.num_updates} updates")
-        return self._train(config, title, started=time.perf_counter())
+        limit = "" if phase.target_success is None else "at most "
+        self._show.heading(
+            f"{title}: {model.num_parameters():,} parameters, {limit}{config.num_updates} updates"
+        )
+        started = time.perf_counter()
+        if phase.target_success is None:
+            return self._finish(config, title, self._train(config), started=started)
+        for rounds in range(1, phase.rounds + 1):
+            config = replace(config, trainer=replace(config.trainer, rounds=rounds))
+            result = self._train(config, resume=rounds > 1)
+            with self._show.bar("training questions") as progress:
+                solved = commands.evaluate(self._policy(result.checkpoint, self._paths.check), progress)
+            self._show.line(
+                f"{100 * solved.success_mean:.0f}% of {self._settings.num_check_questions} training questions"
+                f" solved; the cold start ends at {100 * phase.target_success:.0f}%"
+            )
+            if solved.success_mean >= phase.target_success:
+                break
+        return self._finish(config, title, result, started=started)
 
     def method(self, name: str, *, teacher: Path, student: Path) -> Reading:
         """Train the cold student with one method.
@@ -203,17 +222,21 @@ class Demo:
         started = time.perf_counter()
         if name == "control":
             with self._show.bar("the teacher's own rollouts") as progress:
-                traces = commands.rollout(
-                    self._policy(teacher), which="train", num_tasks=None, progress=progress
-                )
+                policy = self._policy(teacher, self._paths.held_out)
+                traces = commands.rollout(policy, which="train", num_tasks=None, progress=progress)
             write_trajectories(self._paths.traces(name), traces)
-        return self._train(config, TITLES[name], started=started)[1]
+        return self._finish(config, TITLES[name], self._train(config), started=started)[1]
 
-    def _train(self, config: RunConfig, title: str, *, started: float) -> tuple[Path, Reading]:
-        result = SODTrainer.from_config(config, display=Display(self._show.console)).train()
+    def _train(self, config: RunConfig, *, resume: bool = False) -> TrainResult:
+        return SODTrainer.from_config(config, display=Display(self._show.console)).train(resume=resume)
+
+    def _finish(
+        self, config: RunConfig, title: str, result: TrainResult, *, started: float
+    ) -> tuple[Path, Reading]:
         seconds = time.perf_counter() - started
         with self._show.bar("held-out questions") as progress:
-            answers = commands.evaluate(self._policy(result.checkpoint), progress).trajectories
+            policy = self._policy(result.checkpoint, self._paths.held_out)
+            answers = commands.evaluate(policy, progress).trajectories
         write_trajectories(self._paths.answers(config.run.output.name), answers)
         is_on_policy = config.teacher is not None
         reading = reading_of(
@@ -229,9 +252,14 @@ class Demo:
         )
         return result.checkpoint, reading
 
-    def _policy(self, checkpoint: Path) -> RunConfig:
+    def _policy(self, checkpoint: Path, questions: Path) -> RunConfig:
         return policy_config(
-            checkpoint, self._settings, self._paths, seed=self._seed, num_threads=self._num_threads
+            checkpoint,
+            self._settings,
+            self._paths,
+            questions=questions,
+            seed=self._seed,
+            num_threads=self._num_threads,
         )
 
     def _seed_of(self, purpose: str) -> int:
