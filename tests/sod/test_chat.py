@@ -269,7 +269,7 @@ def test_special_tokens_in_an_observation_change_nothing_before_it(hermes):
 def test_no_template_and_no_stop_are_named(hermes):
     bare = make_tiny_tokenizer()
     bare.chat_template = None
-    with pytest.raises(TemplateError, match=r"no chat template\. Pass chat_template="):
+    with pytest.raises(TemplateError, match=r'no chat template\. Set \[student\] chat_template = "hermes"'):
         ChatRenderer(bare)
     with pytest.raises(
         TemplateError, match="stop_tokens holds 'zebra crossing', which this tokenizer splits into"
