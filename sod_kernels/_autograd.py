@@ -6,151 +6,101 @@ backend is an argument, so a compiled graph shows which one it runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sod_kernels import _dispatch
-from sod_kernels.types import DivergenceSpec, TokenStats
+from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
 _NAMESPACE = "sod_kernels"
 _OPTIONS = (
     "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, str backend"
 )
-_INPUTS = "Tensor student_logits, Tensor teacher_logits, Tensor step_ids, Tensor? sampled_ids"
+_INPUTS = (
+    "Tensor student_logits, Tensor teacher_logits, Tensor? reference_logits, Tensor step_ids, "
+    "Tensor? sampled_ids"
+)
 _FORWARD = (
-    f"step_kl_forward({_INPUTS}, SymInt num_steps, {_OPTIONS}) -> (Tensor token_kl, Tensor "
-    "student_log_probs, "
-    "Tensor teacher_log_probs, Tensor student_entropy, Tensor student_lse, Tensor teacher_lse, Tensor "
-    "kl_aux, "
-    "Tensor step_sums)"
+    f"step_kl_forward({_INPUTS}, SymInt num_steps, {_OPTIONS}) -> (Tensor token_kl, "
+    "Tensor token_reference_kl, Tensor student_log_probs, Tensor teacher_log_probs, Tensor student_entropy, "
+    "Tensor row_state, Tensor step_sums)"
 )
 _BACKWARD = (
-    "step_kl_backward(Tensor grad_token_kl, Tensor grad_student_log_probs, Tensor grad_student_entropy, "
-    f"{_INPUTS}, Tensor student_lse, Tensor teacher_lse, Tensor kl_aux, Tensor student_entropy, "
-    f"{_OPTIONS}) -> Tensor"
+    "step_kl_backward(Tensor grad_token_kl, Tensor grad_token_reference_kl, Tensor grad_student_log_probs, "
+    f"Tensor grad_student_entropy, {_INPUTS}, Tensor row_state, {_OPTIONS}) -> Tensor"
 )
+_NUM_INPUTS = len(TokenInputs._fields)
 
 
-def _spec(
-    divergence: str, beta: float, temperature: float, vocab_size: int, min_log_prob: float | None
-) -> DivergenceSpec:
-    return DivergenceSpec(
-        divergence=divergence,
-        beta=beta,
-        temperature=temperature,
-        vocab_size=vocab_size,
-        min_log_prob=min_log_prob,
-    )
-
-
-def _new_outputs(step_ids: Tensor, dtype: torch.dtype, has_sampled: bool, num_steps: int) -> TokenStats:
+def _new_outputs(inputs: TokenInputs, num_steps: int) -> TokenStats:
     """Zeros of the shapes and dtypes that a backend returns."""
-    out_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    shapes = [step_ids.shape] * 7
-    if not has_sampled:
-        shapes[1] = shapes[2] = torch.Size([0])
-    tokens = [step_ids.new_zeros(shape, dtype=out_dtype) for shape in shapes]
-    step_sums = step_ids.new_zeros(num_steps, 5, dtype=torch.float64)
-    return TokenStats._make((*tokens, step_sums))
+    step_ids = inputs.step_ids
+    dtype = torch.promote_types(inputs.student_logits.dtype, torch.float32)
 
+    def tokens(is_given: bool = True) -> Tensor:
+        return step_ids.new_zeros(step_ids.shape if is_given else (0,), dtype=dtype)
 
-def _run_forward(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    step_ids: Tensor,
-    sampled_ids: Tensor | None,
-    num_steps: int,
-    divergence: str,
-    beta: float,
-    temperature: float,
-    vocab_size: int,
-    min_log_prob: float | None,
-    backend: str,
-) -> TokenStats:
-    if step_ids.numel() == 0 or num_steps == 0:
-        return _new_outputs(step_ids, student_logits.dtype, sampled_ids is not None, num_steps)
-    spec = _spec(divergence, beta, temperature, vocab_size, min_log_prob)
-    run = _dispatch.load(backend).forward
-    return run(student_logits, teacher_logits, step_ids, sampled_ids, num_steps, spec)
-
-
-def _fake_forward(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    step_ids: Tensor,
-    sampled_ids: Tensor | None,
-    num_steps: int,
-    *options: Any,
-) -> TokenStats:
-    return _new_outputs(step_ids, student_logits.dtype, sampled_ids is not None, num_steps)
-
-
-def _run_backward(
-    grad_token_kl: Tensor,
-    grad_student_log_probs: Tensor,
-    grad_student_entropy: Tensor,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    step_ids: Tensor,
-    sampled_ids: Tensor | None,
-    student_lse: Tensor,
-    teacher_lse: Tensor,
-    kl_aux: Tensor,
-    student_entropy: Tensor,
-    divergence: str,
-    beta: float,
-    temperature: float,
-    vocab_size: int,
-    min_log_prob: float | None,
-    backend: str,
-) -> Tensor:
-    if step_ids.numel() == 0:
-        return student_logits.new_zeros(student_logits.shape)
-    return _dispatch.load(backend).backward(
-        grad_token_kl,
-        grad_student_log_probs,
-        grad_student_entropy,
-        student_logits,
-        teacher_logits,
-        step_ids,
-        sampled_ids,
-        student_lse,
-        teacher_lse,
-        kl_aux,
-        student_entropy,
-        _spec(divergence, beta, temperature, vocab_size, min_log_prob),
+    has_sampled = inputs.sampled_ids is not None
+    return TokenStats(
+        token_kl=tokens(),
+        token_reference_kl=tokens(inputs.reference_logits is not None),
+        student_log_probs=tokens(has_sampled),
+        teacher_log_probs=tokens(has_sampled),
+        student_entropy=tokens(),
+        row_state=step_ids.new_zeros((*step_ids.shape, len(RowState)), dtype=torch.float64),
+        step_sums=step_ids.new_zeros(num_steps, 5, dtype=torch.float64),
     )
 
 
-def _fake_backward(
-    grad_token_kl: Tensor,
-    grad_student_log_probs: Tensor,
-    grad_student_entropy: Tensor,
-    student_logits: Tensor,
-    *others: Any,
-) -> Tensor:
+def _spec(options: Sequence[Any]) -> DivergenceSpec:
+    """Name the options, which come in the order of the schema."""
+    names = (field.name for field in fields(DivergenceSpec))
+    return DivergenceSpec(**dict(zip(names, options, strict=True)))
+
+
+def _run_forward(*arguments: Any) -> TokenStats:
+    inputs = TokenInputs(*arguments[:_NUM_INPUTS])
+    num_steps, *options, backend = arguments[_NUM_INPUTS:]
+    if inputs.step_ids.numel() == 0 or num_steps == 0:
+        return _new_outputs(inputs, num_steps)
+    return _dispatch.load(backend).forward(inputs, num_steps, _spec(options))
+
+
+def _fake_forward(*arguments: Any) -> TokenStats:
+    return _new_outputs(TokenInputs(*arguments[:_NUM_INPUTS]), arguments[_NUM_INPUTS])
+
+
+def _run_backward(*arguments: Any) -> Tensor:
+    upstream = TokenGradients(*arguments[:4])
+    inputs = TokenInputs(*arguments[4 : 4 + _NUM_INPUTS])
+    row_state, *options, backend = arguments[4 + _NUM_INPUTS :]
+    if inputs.step_ids.numel() == 0:
+        return inputs.student_logits.new_zeros(inputs.student_logits.shape)
+    return _dispatch.load(backend).backward(upstream, inputs, row_state, _spec(options))
+
+
+def _fake_backward(*arguments: Any) -> Tensor:
+    student_logits: Tensor = arguments[4]
     return student_logits.new_empty(student_logits.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    student_logits, teacher_logits, step_ids, sampled_ids, _, *options = inputs
     stats = TokenStats(*output)
-    ctx.mark_non_differentiable(
-        stats.teacher_log_probs, stats.student_lse, stats.teacher_lse, stats.kl_aux, stats.step_sums
-    )
-    kept = (stats.student_lse, stats.teacher_lse, stats.kl_aux, stats.student_entropy)
-    ctx.save_for_backward(student_logits, teacher_logits, step_ids, sampled_ids, *kept)
-    ctx.options = options
+    ctx.mark_non_differentiable(stats.teacher_log_probs, stats.row_state, stats.step_sums)
+    ctx.save_for_backward(*inputs[:_NUM_INPUTS], stats.row_state)
+    ctx.options = inputs[_NUM_INPUTS + 1 :]
+    ctx.num_arguments = len(inputs)
 
 
 def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    upstream = (grads[0], grads[1], grads[3])
-    grad = torch.ops.sod_kernels.step_kl_backward(
-        *(each.contiguous() for each in upstream), *ctx.saved_tensors, *ctx.options
-    )
-    return (grad, *(None,) * 10)
+    of_output = TokenStats(*grads)
+    upstream = (getattr(of_output, name).contiguous() for name in TokenGradients._fields)
+    grad = torch.ops.sod_kernels.step_kl_backward(*upstream, *ctx.saved_tensors, *ctx.options)
+    return (grad, *(None,) * (ctx.num_arguments - 1))
 
 
 def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:

@@ -1,6 +1,7 @@
 """From a divergence per token to a loss: step weights, token weights, reduction.
 
-With ell_n = step weight * token weight * token_kl of token n (exactly 0 in no step, and where a weight is 0):
+With ell_n = step weight * token weight * divergence of token n (exactly 0 in no step, and where a weight is
+0), where a second target adds a term of its own with the complementary step weight:
 
 - "none": ell_n.
 - "sum": sum_n ell_n.
@@ -15,7 +16,7 @@ on the right. Without any token the loss is 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -58,11 +59,22 @@ def step_weights(
     return weights.detach().to(like.dtype)
 
 
+def reference_weights(weights: Tensor) -> Tensor:
+    """Get the weight of the second target where `weights` is that of the first.
+
+    Args:
+        weights: (S,) step weights.
+
+    Returns:
+        (S,) of max(0, 1 - weight).
+    """
+    return (1.0 - weights).clamp(min=0.0)
+
+
 def reduce_loss(
-    token_kl: Tensor,
+    terms: Iterable[tuple[Tensor, Tensor]],
     step_ids: Tensor,
     statistics: StepStatistics,
-    weights: Tensor,
     *,
     token_weights: Tensor | None,
     reduction: str,
@@ -71,34 +83,62 @@ def reduce_loss(
     """Weigh and reduce; see the head of this file for the formulas.
 
     Args:
-        token_kl: Any leading shape.
-        step_ids: Same shape, -1 in no step.
+        terms: Pairs of values per token, of any leading shape, and their step weights (S,); they are added.
+        step_ids: Same leading shape, -1 in no step.
         statistics: Of the steps, for their token counts and trajectories.
-        weights: (S,) step weights.
-        token_weights: Same shape as `token_kl`, or None.
+        token_weights: Same leading shape, or None.
         reduction: One of the five names.
         denominator: Takes the place of the outer divisor, or None.
 
     Returns:
-        Scalar, or the shape of `token_kl` for "none".
+        Scalar, or the leading shape for "none".
     """
-    inner, outer = _divisors(reduction, statistics, token_kl.dtype)
+    inner, outer = divisors(reduction, statistics, denominator)
+    weighted = sum(
+        # Not a product alone: weight 0 must silence an infinite divergence too.
+        torch.where(factor == 0, 0.0, factor * values)
+        for values, weights in terms
+        for factor in (token_factors(weights / inner, step_ids, token_weights),)
+    )
+    weighted = cast(Tensor, weighted)
+    return weighted if reduction == "none" else weighted.sum() / outer
+
+
+def token_factors(per_step: Tensor, step_ids: Tensor, token_weights: Tensor | None) -> Tensor:
+    """Spread factors of steps over their tokens, times the token weights; exactly 0 in no step.
+
+    Args:
+        per_step: (S,) floating.
+        step_ids: Any shape, -1 in no step.
+        token_weights: Same shape as `step_ids`, or None for 1.
+
+    Returns:
+        The shape of `step_ids`, dtype of `per_step`.
+    """
     # One more entry, 0, which the id -1 of a token in no step addresses from the end.
-    per_step = torch.nn.functional.pad(weights / inner, (0, 1))
-    factor = per_step[step_ids]
-    if token_weights is not None:
-        factor = torch.where(step_ids >= 0, factor * token_weights.detach(), 0.0)
-    # Not a product alone: weight 0 must silence an infinite divergence too.
-    weighted = torch.where(factor == 0, 0.0, factor * token_kl)
-    if reduction == "none":
-        return weighted
-    return weighted.sum() / (outer if denominator is None else cast(Tensor, denominator))
+    factor = torch.nn.functional.pad(per_step, (0, 1))[step_ids]
+    if token_weights is None:
+        return factor
+    return torch.where(step_ids >= 0, factor * token_weights.detach().to(factor.dtype), 0.0)
 
 
-def _divisors(reduction: str, statistics: StepStatistics, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(S,) divisor of each step's tokens and the scalar divisor of everything; at least 1 each."""
+def divisors(
+    reduction: str, statistics: StepStatistics, denominator: float | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Get what a reduction divides by.
+
+    Args:
+        reduction: One of the five names.
+        statistics: Of the steps.
+        denominator: Takes the place of the divisor of everything, or None.
+
+    Returns:
+        (S,) divisor of each step's tokens and the scalar divisor of everything, in the statistics' dtype; the
+        counted ones are at least 1.
+    """
     tokens = statistics.tokens
-    one = torch.ones((), dtype=dtype, device=tokens.device)
+    dtype = statistics.divergence.dtype
+    one = torch.ones((), dtype=torch.int64, device=tokens.device)
     inner, outer = one.expand(tokens.shape), one
     if reduction == "token_mean":
         outer = tokens.sum()
@@ -108,4 +148,6 @@ def _divisors(reduction: str, statistics: StepStatistics, dtype: torch.dtype) ->
         group = dense_ids(statistics.trajectory)
         totals = torch.zeros_like(tokens).scatter_add(0, group, tokens)
         inner, outer = totals[group], (totals > 0).sum()
-    return inner.clamp(min=1).to(dtype), outer.clamp(min=1).to(dtype)
+    if denominator is None:
+        return inner.clamp(min=1).to(dtype), outer.clamp(min=1).to(dtype)
+    return inner.clamp(min=1).to(dtype), torch.as_tensor(denominator, dtype=dtype, device=tokens.device)

@@ -48,7 +48,7 @@ class StepKLLoss(nn.Module):
             divergence: "reverse_kl", "forward_kl" or "jsd".
             beta: Weight of the teacher in [0, 1], for "jsd" only; None means 0.5.
             temperature: Divides both logits, above 0.
-            vocab_size: Valid columns of both; None for all.
+            vocab_size: Valid columns of all logits; None for every one.
             min_log_prob: Floor in nats under the log-probabilities that a KL divides by, or None.
             step_divergence: "kl" or "abs_log_ratio".
             weighting: None, `SodWeighting`, `TurnWeighting` or a function; a tensor of weights fits one batch
@@ -85,6 +85,7 @@ class StepKLLoss(nn.Module):
         *,
         response_mask: Tensor | None = None,
         sampled_ids: Tensor | None = None,
+        reference_logits: Tensor | None = None,
         step_trajectory: Tensor | None = None,
         num_steps: int | None = None,
         token_weights: Tensor | None = None,
@@ -98,6 +99,7 @@ class StepKLLoss(nn.Module):
             step_ids: Step of each token, -1 in no step.
             response_mask: 0 and 1 in place of step ids.
             sampled_ids: Token sampled at each position.
+            reference_logits: Of a frozen reference policy.
             step_trajectory: (S,) trajectory of each step.
             num_steps: S.
             token_weights: Weight of each token.
@@ -112,6 +114,7 @@ class StepKLLoss(nn.Module):
             step_ids,
             response_mask=response_mask,
             sampled_ids=sampled_ids,
+            reference_logits=reference_logits,
             step_trajectory=step_trajectory,
             num_steps=num_steps,
             divergence=self.divergence,

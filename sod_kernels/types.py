@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -27,65 +28,163 @@ class DivergenceSpec:
     min_log_prob: float | None
 
 
+class TokenInputs(NamedTuple):
+    """What both sweeps read, checked before a backend sees it.
+
+    Attributes:
+        student_logits: (B, T, >= vocab_size) floating, last stride 1.
+        teacher_logits: (B, T, >= vocab_size), same dtype and device, last stride 1.
+        reference_logits: (B, T, >= vocab_size) of the frozen reference policy, same dtype and device, last
+            stride 1; None without.
+        step_ids: (B, T) int64, contiguous, -1 in no step.
+        sampled_ids: (B, T) int64, contiguous, read at rows in a step only; None without.
+    """
+
+    student_logits: Tensor
+    teacher_logits: Tensor
+    reference_logits: Tensor | None
+    step_ids: Tensor
+    sampled_ids: Tensor | None
+
+
+class RowState(IntEnum):
+    """Columns of `TokenStats.row_state`: what the backward sweep and a merge of vocabulary shards need.
+
+    In float64 whatever the logits' dtype, so that the backward sweep subtracts exactly what the forward sweep
+    measured. For logits over temperature:
+
+    Attributes:
+        STUDENT_LSE: Log-sum-exp of the student.
+        STUDENT_ENTROPY: Entropy of the student.
+        TEACHER_LSE: Log-sum-exp of the teacher.
+        DIVERGENCE: The divergence, not clamped; +inf tells the backward sweep that it has no gradient.
+        AUX: E_p[f] of the gradient p (f - E_p[f]): the divergence itself for the reverse KL, (1 - beta)
+            KL(student || m) for the JSD; for the forward KL the share of the teacher's mass on entries where
+            the student lies above the floor.
+        REFERENCE_LSE: Log-sum-exp of the reference; 0 without.
+        REFERENCE_KL: KL(student || reference), not clamped; 0 without.
+    """
+
+    STUDENT_LSE = 0
+    STUDENT_ENTROPY = 1
+    TEACHER_LSE = 2
+    DIVERGENCE = 3
+    AUX = 4
+    REFERENCE_LSE = 5
+    REFERENCE_KL = 6
+
+
 class TokenStats(NamedTuple):
     """What one forward sweep gives; (B, T) float32 (float64 for float64 logits), 0 at rows in no step.
 
-    `student_log_probs` and `teacher_log_probs` have shape (0,) without sampled ids. `kl_aux` is what the
-    backward sweep needs besides the log-sum-exps. `step_sums` is (S, 5) float64: tokens, sum of token_kl,
-    sum of |student - teacher| sampled log-ratio, sum of -student_log_probs, sum of student_entropy.
+    `token_reference_kl` has shape (0,) without a reference, `student_log_probs` and `teacher_log_probs`
+    without sampled ids. `row_state` is (B, T, len(RowState)) float64. `step_sums` is (S, 5) float64: tokens,
+    sum of token_kl, sum of |student - teacher| sampled log-ratio, sum of -student_log_probs, sum of
+    student_entropy.
     """
 
     token_kl: Tensor
+    token_reference_kl: Tensor
     student_log_probs: Tensor
     teacher_log_probs: Tensor
     student_entropy: Tensor
-    student_lse: Tensor
-    teacher_lse: Tensor
-    kl_aux: Tensor
+    row_state: Tensor
     step_sums: Tensor
 
 
-class Backend(Protocol):
-    """What a backend module exposes.
+class TokenGradients(NamedTuple):
+    """Upstream gradients of a forward sweep's outputs; (B, T) contiguous, in the outputs' dtype.
 
-    Everything is checked before a backend is called: logits (B, T, >= vocab_size) of one floating dtype on
-    one device with last stride 1, step and sampled ids (B, T) int64 contiguous, upstream gradients contiguous
-    in the backend's output dtype ((0,) for the log-probs without sampled ids), at least one token and one
-    step.
+    `token_reference_kl` has shape (0,) without a reference, `student_log_probs` without sampled ids.
     """
+
+    token_kl: Tensor
+    token_reference_kl: Tensor
+    student_log_probs: Tensor
+    student_entropy: Tensor
+
+
+class LogProbInputs(NamedTuple):
+    """What the two log-prob sweeps read, checked before a backend sees it: the student alone.
+
+    Attributes:
+        student_logits: (B, T, >= vocab_size) floating, last stride 1.
+        step_ids: (B, T) int64, contiguous, -1 in no step.
+        ids: (B, T, K) int64, contiguous; a negative id is absent. Rows in no step are not read.
+        temperature: Divides the logits, above 0.
+        vocab_size: Valid columns; columns at and beyond it are never read and get zero gradient.
+    """
+
+    student_logits: Tensor
+    step_ids: Tensor
+    ids: Tensor
+    temperature: float
+    vocab_size: int
+
+
+class LogProbStats(NamedTuple):
+    """What the log-prob forward sweep gives; 0 at rows in no step.
+
+    `log_probs` is (B, T, K), 0 at absent ids, and `student_entropy` (B, T), both float32 (float64 for float64
+    logits). `row_state` is (B, T, 2) float64, for logits over temperature: log-sum-exp and entropy, columns
+    `RowState.STUDENT_LSE` and `RowState.STUDENT_ENTROPY`.
+    """
+
+    log_probs: Tensor
+    student_entropy: Tensor
+    row_state: Tensor
+
+
+class LogProbGradients(NamedTuple):
+    """Upstream gradients of the log-prob sweep's outputs, contiguous, in the outputs' dtype.
+
+    `log_probs` is (B, T, K), anything at absent ids; an id that occurs twice gets both. `student_entropy` is
+    (B, T).
+    """
+
+    log_probs: Tensor
+    student_entropy: Tensor
+
+
+class Backend(Protocol):
+    """What a backend module exposes. Everything is checked before it is called; no input is empty."""
 
     def availability(self, device_type: str) -> str | None:
         """Say why the backend cannot run on a kind of device, as a sentence; None if it can."""
         ...
 
-    def forward(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        step_ids: Tensor,
-        sampled_ids: Tensor | None,
-        num_steps: int,
-        spec: DivergenceSpec,
-    ) -> TokenStats:
-        """Run the forward sweep."""
+    def forward(self, inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenStats:
+        """Run the forward sweep over S = num_steps steps."""
         ...
 
     def backward(
         self,
-        grad_token_kl: Tensor,
-        grad_student_log_probs: Tensor,
-        grad_student_entropy: Tensor,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        step_ids: Tensor,
-        sampled_ids: Tensor | None,
-        student_lse: Tensor,
-        teacher_lse: Tensor,
-        kl_aux: Tensor,
-        student_entropy: Tensor,
+        upstream: TokenGradients,
+        inputs: TokenInputs,
+        row_state: Tensor,
         spec: DivergenceSpec,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Run the backward sweep."""
+        """Run the backward sweep with the forward's row state; the gradient of the student's logits.
+
+        `out` takes the gradient, contiguous, in place of a fresh tensor; it may be the student's logits.
+        """
+        ...
+
+    def log_probs_forward(self, inputs: LogProbInputs) -> LogProbStats:
+        """Run the forward sweep over the student alone: log-probabilities of K ids per row, and entropy."""
+        ...
+
+    def log_probs_backward(
+        self,
+        upstream: LogProbGradients,
+        inputs: LogProbInputs,
+        row_state: Tensor,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Run its backward sweep; `out` as in `backward`."""
         ...
 
 
@@ -116,6 +215,8 @@ class StepKLOutput:
     Attributes:
         loss: Scalar, or the leading shape with reduction "none". Differentiable.
         token_kl: Divergence per token in nats, unweighted, 0 outside steps. Differentiable.
+        token_reference_kl: KL(student || reference) per token, likewise; None without a reference.
+            Differentiable.
         student_entropy: Entropy of the student per token in nats. Differentiable.
         step_divergence: Mean step divergence, detached.
         step_weights: Weights that were applied, detached.
@@ -131,6 +232,7 @@ class StepKLOutput:
     step_divergence: Tensor
     step_weights: Tensor
     step_tokens: Tensor
+    token_reference_kl: Tensor | None
     student_log_probs: Tensor | None
     teacher_log_probs: Tensor | None
     backend: str

@@ -26,14 +26,14 @@ REDUCTIONS = ("none", "sum", "token_mean", "step_mean", "sequence_mean")
 BACKENDS = ("auto", "reference", "native", "triton")
 
 
-def check_logits(function: str, student_logits: Any, teacher_logits: Any, vocab_size: int | None) -> int:
-    """Check a pair of logits.
+def check_logits(function: str, student_logits: Any, others: dict[str, Any], vocab_size: int | None) -> int:
+    """Check the student's logits and those they are compared with.
 
     Args:
         function: Name for the message.
         student_logits: (N, V) or (B, T, V).
-        teacher_logits: Same leading shape, dtype and device.
-        vocab_size: Valid columns of both; None if the widths are equal and all are valid.
+        others: Argument name to logits of the same leading shape, dtype and device.
+        vocab_size: Valid columns of all; None if the widths are equal and every column is valid.
 
     Returns:
         Number of valid columns.
@@ -47,34 +47,28 @@ def check_logits(function: str, student_logits: Any, teacher_logits: Any, vocab_
         raise ValueError(
             f"{function}: student_logits has shape {tuple(student_logits.shape)}; wanted (N, V) or (B, T, V)."
         )
-    check_tensor(
-        function,
-        "teacher_logits",
-        teacher_logits,
-        dtypes=(student_logits.dtype,),
-        device=student_logits.device,
-    )
     leading, width = tuple(student_logits.shape[:-1]), student_logits.shape[-1]
-    teacher_width = teacher_logits.shape[-1] if teacher_logits.dim() > 0 else 0
-    if tuple(teacher_logits.shape[:-1]) != leading or teacher_logits.dim() == 0:
-        raise ValueError(
-            f"{function}: teacher_logits has shape {tuple(teacher_logits.shape)}; wanted {leading} before "
-            "the "
-            "vocabulary, as student_logits has."
-        )
-    if vocab_size is None and width != teacher_width:
-        raise ValueError(
-            f"{function}: student_logits has {width} columns and teacher_logits {teacher_width}; give "
-            "vocab_size=, "
-            "the number of columns that mean the same token in both, if the others are padding."
-        )
     size = width if vocab_size is None else vocab_size
+    for name, logits in others.items():
+        check_tensor(function, name, logits, dtypes=(student_logits.dtype,), device=student_logits.device)
+        if logits.dim() == 0 or tuple(logits.shape[:-1]) != leading:
+            raise ValueError(
+                f"{function}: {name} has shape {tuple(logits.shape)}; wanted {leading} before the "
+                "vocabulary, as student_logits has."
+            )
+        if vocab_size is None and width != logits.shape[-1]:
+            raise ValueError(
+                f"{function}: student_logits has {width} columns and {name} {logits.shape[-1]}; give "
+                "vocab_size=, the number of columns that mean the same token in both, if the others are "
+                "padding."
+            )
     check_count(function, "vocab_size", size, at_least=1)
-    if size > min(width, teacher_width):
-        raise ValueError(
-            f"{function}: vocab_size={size}; wanted at most {min(width, teacher_width)}, the narrower of "
-            f"student_logits ({width} columns) and teacher_logits ({teacher_width})."
-        )
+    for name, logits in others.items():
+        if size > min(width, logits.shape[-1]):
+            raise ValueError(
+                f"{function}: vocab_size={size}; wanted at most {min(width, logits.shape[-1])}, the narrower "
+                f"of student_logits ({width} columns) and {name} ({logits.shape[-1]})."
+            )
     return size
 
 

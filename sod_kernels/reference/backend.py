@@ -9,23 +9,25 @@ Notation: s, t are the student's and teacher's logits over temperature, p and q 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sod_kernels.reference.log_probs import log_probs_backward, log_probs_forward
+from sod_kernels.reference.rows import blocks, mean
 from sod_kernels.segments import segment_sums
-from sod_kernels.types import DivergenceSpec, TokenStats
+from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
-_BLOCK_ENTRIES = 1 << 20
+__all__ = ["availability", "backward", "forward", "log_probs_backward", "log_probs_forward"]
 
 
 class _Rows(NamedTuple):
-    """Log-softmax of a block of rows, (b, t, vocab_size) float64."""
+    """Log-softmax of a block of rows, (b, t, vocab_size) float64; log_r is the reference's."""
 
     log_p: Tensor
     log_q: Tensor
+    log_r: Tensor | None
 
 
 def availability(device_type: str) -> str | None:
@@ -40,22 +42,6 @@ def availability(device_type: str) -> str | None:
     if device_type in ("cpu", "cuda", "xpu"):
         return None
     return f"The reference computes in float64, which it is not known to have on {device_type!r} devices."
-
-
-def _blocks(shape: tuple[int, int], vocab_size: int) -> Iterator[tuple[slice, slice]]:
-    """Cut (B, T) into blocks of about `_BLOCK_ENTRIES` logits; merging B and T instead could copy."""
-    num_rows, num_tokens = shape
-    budget = max(1, _BLOCK_ENTRIES // vocab_size)
-    tokens = max(1, min(num_tokens, budget))
-    rows = max(1, budget // tokens)
-    for row in range(0, num_rows, rows):
-        for token in range(0, num_tokens, tokens):
-            yield slice(row, row + rows), slice(token, token + tokens)
-
-
-def _mean(log_weights: Tensor, values: Tensor) -> Tensor:
-    """E of `values` under exp(log_weights); a weight of exactly 0 contributes 0 whatever the value."""
-    return torch.where(log_weights == -torch.inf, 0.0, log_weights.exp() * values).sum(-1)
 
 
 def _scaled(logits: Tensor, spec: DivergenceSpec) -> Tensor:
@@ -85,64 +71,105 @@ def _student_score(rows: _Rows, spec: DivergenceSpec) -> Tensor:
 def _divergence(rows: _Rows, spec: DivergenceSpec) -> tuple[Tensor, Tensor]:
     """Value per row, not clamped, and what the backward sweep keeps of it."""
     if spec.divergence == "forward_kl":
-        value = _mean(rows.log_q, rows.log_q - _floored(rows.log_p, spec))
-        return value, _mean(rows.log_q, _above_floor(rows.log_p, spec))
-    aux = _mean(rows.log_p, _student_score(rows, spec))
+        value = mean(rows.log_q, rows.log_q - _floored(rows.log_p, spec))
+        return value, mean(rows.log_q, _above_floor(rows.log_p, spec))
+    aux = mean(rows.log_p, _student_score(rows, spec))
     if spec.divergence == "reverse_kl":
         return aux, aux
-    teacher_part = _mean(rows.log_q, rows.log_q - _log_mixture(rows, spec.beta))
+    teacher_part = mean(rows.log_q, rows.log_q - _log_mixture(rows, spec.beta))
     return spec.beta * teacher_part + aux, aux
 
 
-def forward(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    step_ids: Tensor,
-    sampled_ids: Tensor | None,
-    num_steps: int,
-    spec: DivergenceSpec,
-) -> TokenStats:
+def _reference_score(log_p: Tensor, log_r: Tensor, spec: DivergenceSpec) -> Tensor:
+    return log_p - _floored(log_r, spec)
+
+
+class _Block(NamedTuple):
+    """One block of rows, ready to be computed with."""
+
+    rows: _Rows
+    lses: tuple[Tensor, Tensor, Tensor | None]
+    is_active: Tensor
+    # An id at a row in no step may be anything, so a harmless column stands in for it.
+    column: Tensor | None
+
+
+def _read_block(inputs: TokenInputs, block: tuple[slice, slice], spec: DivergenceSpec) -> _Block:
+    s = _scaled(inputs.student_logits[block], spec)
+    t = _scaled(inputs.teacher_logits[block], spec)
+    r = None if inputs.reference_logits is None else _scaled(inputs.reference_logits[block], spec)
+    rows = _Rows(s.log_softmax(-1), t.log_softmax(-1), None if r is None else r.log_softmax(-1))
+    is_active = inputs.step_ids[block] >= 0
+    ids = inputs.sampled_ids
+    column = None if ids is None else torch.where(is_active, ids[block], 0)[..., None]
+    lses = (s.logsumexp(-1), t.logsumexp(-1), None if r is None else r.logsumexp(-1))
+    return _Block(rows, lses, is_active, column)
+
+
+def forward(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenStats:
     """Compute every token statistic and their sums per step.
 
     Args:
-        student_logits: (B, T, >= vocab_size), any floating dtype.
-        teacher_logits: (B, T, >= vocab_size), same dtype.
-        step_ids: (B, T) int64, -1 in no step.
-        sampled_ids: (B, T) int64, read at rows in a step only, or None.
+        inputs: Logits, step ids and sampled ids.
         num_steps: Number of steps S.
         spec: What to compute.
 
     Returns:
-        Token tensors in float32 (float64 for float64 logits) and the (S, 5) float64 sums.
+        Token tensors in float32 (float64 for float64 logits), the (B, T, 7) row state and the (S, 5) sums.
     """
-    is_double = student_logits.dtype == torch.float64
-    exact = torch.zeros(7, *step_ids.shape, dtype=torch.float64, device=step_ids.device)
-    for block in _blocks((step_ids.shape[0], step_ids.shape[1]), spec.vocab_size):
-        s, t = _scaled(student_logits[block], spec), _scaled(teacher_logits[block], spec)
-        rows = _Rows(s.log_softmax(-1), t.log_softmax(-1))
+    step_ids = inputs.step_ids
+    shape = (step_ids.shape[0], step_ids.shape[1])
+    exact = torch.zeros(2 + len(RowState), *shape, dtype=torch.float64, device=step_ids.device)
+    for block in blocks(shape, spec.vocab_size):
+        rows, (student_lse, teacher_lse, reference_lse), is_active, column = _read_block(inputs, block, spec)
         value, aux = _divergence(rows, spec)
-        entropy = -_mean(rows.log_p, rows.log_p)
-        is_active = step_ids[block] >= 0
-        log_prob = teacher_log_prob = torch.zeros_like(value)
-        if sampled_ids is not None:
-            # An id at a row in no step may be anything, so a harmless column stands in for it.
-            column = torch.where(is_active, sampled_ids[block], 0)[..., None]
+        entropy = -mean(rows.log_p, rows.log_p)
+        log_prob = teacher_log_prob = reference_kl = torch.zeros_like(value)
+        if column is not None:
             log_prob = rows.log_p.gather(-1, column).squeeze(-1)
             teacher_log_prob = _floored(rows.log_q.gather(-1, column).squeeze(-1), spec)
-        lse = (s.logsumexp(-1), t.logsumexp(-1))
-        outputs = (value.clamp(min=0.0), log_prob, teacher_log_prob, entropy, *lse, aux)
-        exact[(slice(None), *block)] = torch.where(is_active, torch.stack(outputs), 0.0)
-    tokens = exact if is_double else exact.float()
-    sums = _step_sums(tokens, step_ids, sampled_ids is not None, num_steps)
-    token_kl, log_probs, teacher_log_probs, *rest = (token.clone() for token in tokens)
-    if sampled_ids is None:
-        log_probs, teacher_log_probs = token_kl.new_empty(0), token_kl.new_empty(0)
-    entropy, student_lse, teacher_lse, kl_aux = rest
-    return TokenStats(token_kl, log_probs, teacher_log_probs, entropy, student_lse, teacher_lse, kl_aux, sums)
+        if rows.log_r is not None:
+            reference_kl = mean(rows.log_p, _reference_score(rows.log_p, rows.log_r, spec))
+        state = (
+            student_lse,
+            entropy,
+            teacher_lse,
+            value,
+            aux,
+            reference_kl if reference_lse is None else reference_lse,
+            reference_kl,
+        )
+        outputs = torch.stack((log_prob, teacher_log_prob, *state))
+        exact[(slice(None), *block)] = torch.where(is_active, outputs, 0.0)
+    return _token_stats(exact, inputs, num_steps)
 
 
-def _step_sums(tokens: Tensor, step_ids: Tensor, has_sampled: bool, num_steps: int) -> Tensor:
-    token_kl, log_probs, teacher_log_probs, entropy = tokens[:4]
+def _token_stats(exact: Tensor, inputs: TokenInputs, num_steps: int) -> TokenStats:
+    """Report (9, B, T) float64 values: both log-probs, then the row state."""
+    dtype = torch.promote_types(inputs.student_logits.dtype, torch.float32)
+    log_probs, teacher_log_probs, *state = (each.to(dtype, copy=True) for each in exact)
+    token_kl = state[RowState.DIVERGENCE].clamp(min=0.0)
+    reference_kl = state[RowState.REFERENCE_KL].clamp(min=0.0)
+    entropy = state[RowState.STUDENT_ENTROPY]
+    # A tensor each: outputs of a custom op must not share memory.
+    no_reference, no_ids, no_teacher_ids = (token_kl.new_empty(0) for _ in range(3))
+    has_sampled = inputs.sampled_ids is not None
+    tokens = (token_kl, log_probs, teacher_log_probs, entropy)
+    return TokenStats(
+        token_kl=token_kl,
+        token_reference_kl=no_reference if inputs.reference_logits is None else reference_kl,
+        student_log_probs=log_probs if has_sampled else no_ids,
+        teacher_log_probs=teacher_log_probs if has_sampled else no_teacher_ids,
+        student_entropy=entropy,
+        row_state=exact[2:].movedim(0, -1).contiguous(),
+        step_sums=_step_sums(tokens, inputs.step_ids, has_sampled, num_steps),
+    )
+
+
+def _step_sums(
+    tokens: tuple[Tensor, Tensor, Tensor, Tensor], step_ids: Tensor, has_sampled: bool, num_steps: int
+) -> Tensor:
+    token_kl, log_probs, teacher_log_probs, entropy = tokens
     zeros = torch.zeros_like(token_kl)
     gap = (log_probs - teacher_log_probs).abs() if has_sampled else zeros
     columns = (torch.ones_like(token_kl), token_kl, gap, -log_probs, entropy)
@@ -151,67 +178,65 @@ def _step_sums(tokens: Tensor, step_ids: Tensor, has_sampled: bool, num_steps: i
 
 
 def backward(
-    grad_token_kl: Tensor,
-    grad_student_log_probs: Tensor,
-    grad_student_entropy: Tensor,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    step_ids: Tensor,
-    sampled_ids: Tensor | None,
-    student_lse: Tensor,
-    teacher_lse: Tensor,
-    kl_aux: Tensor,
-    student_entropy: Tensor,
+    upstream: TokenGradients,
+    inputs: TokenInputs,
+    row_state: Tensor,
     spec: DivergenceSpec,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Compute the gradient of the student's logits for any upstream gradient of the three outputs.
+    """Compute the gradient of the student's logits for any upstream gradient of the outputs.
 
     Args:
-        grad_token_kl: (B, T) upstream gradient.
-        grad_student_log_probs: (B, T), or (0,) without sampled ids.
-        grad_student_entropy: (B, T).
-        student_logits: As in `forward`.
-        teacher_logits: As in `forward`.
-        step_ids: As in `forward`.
-        sampled_ids: As in `forward`.
-        student_lse: Not read: the truth is recomputed in float64 rather than from rounded values.
-        teacher_lse: Not read, for the same reason.
-        kl_aux: Not read, for the same reason.
-        student_entropy: Not read, for the same reason.
+        upstream: Gradients of the differentiable outputs.
+        inputs: As in `forward`.
+        row_state: Not read: the truth is computed anew.
         spec: As in `forward`.
+        out: Takes the gradient; may be the student's logits. None for a fresh tensor.
 
     Returns:
-        Fresh contiguous gradient of `student_logits`' shape and dtype.
+        Contiguous gradient of `student_logits`' shape and dtype.
     """
-    grad = torch.zeros(student_logits.shape, dtype=student_logits.dtype, device=student_logits.device)
-    for block in _blocks((step_ids.shape[0], step_ids.shape[1]), spec.vocab_size):
-        s, t = _scaled(student_logits[block], spec), _scaled(teacher_logits[block], spec)
-        rows = _Rows(s.log_softmax(-1), t.log_softmax(-1))
-        is_active = (step_ids[block] >= 0)[..., None]
-        total = _kl_gradient(rows, spec) * grad_token_kl[block].double()[..., None]
-        total = total + _entropy_gradient(rows) * grad_student_entropy[block].double()[..., None]
-        if sampled_ids is not None:
-            column = torch.where(is_active, sampled_ids[block][..., None], 0)
-            weight = grad_student_log_probs[block].double()[..., None]
+    student = inputs.student_logits
+    grad = torch.empty(student.shape, dtype=student.dtype, device=student.device) if out is None else out
+    step_ids = inputs.step_ids
+    for block in blocks((step_ids.shape[0], step_ids.shape[1]), spec.vocab_size):
+        rows, _, is_active, column = _read_block(inputs, block, spec)
+
+        def of_block(gradient: Tensor, block: tuple[slice, slice] = block) -> Tensor:
+            return gradient[block].double()[..., None]
+
+        total = _kl_gradient(rows, spec) * of_block(upstream.token_kl)
+        total = total + _entropy_gradient(rows) * of_block(upstream.student_entropy)
+        if rows.log_r is not None:
+            score = _reference_score(rows.log_p, rows.log_r, spec)
+            total = total + _mean_gradient(rows.log_p, score) * of_block(upstream.token_reference_kl)
+        if column is not None:
+            weight = of_block(upstream.student_log_probs)
             total = (total - weight * rows.log_p.exp()).scatter_add(-1, column, weight)
-        total = torch.where(is_active, total / spec.temperature, 0.0)
+        total = torch.where(is_active[..., None], total / spec.temperature, 0.0)
         grad[(*block, slice(0, spec.vocab_size))] = total.to(grad.dtype)
+    grad[..., spec.vocab_size :] = 0
     return grad
+
+
+def _mean_gradient(log_p: Tensor, score: Tensor) -> Tensor:
+    """Gradient p (f - E_p f) of a KL with respect to s; 0 all over a row whose KL is +inf."""
+    kl = mean(log_p, score)[..., None]
+    gradient = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (score - kl))
+    return torch.where(kl == torch.inf, 0.0, gradient)
 
 
 def _kl_gradient(rows: _Rows, spec: DivergenceSpec) -> Tensor:
     """Gradient of the divergence with respect to s; 0 all over a row whose divergence is +inf."""
-    value, aux = _divergence(rows, spec)
-    p = rows.log_p.exp()
-    if spec.divergence == "forward_kl":
-        gradient = aux[..., None] * p - rows.log_q.exp() * _above_floor(rows.log_p, spec)
-    else:
-        score = _student_score(rows, spec) - aux[..., None]
-        gradient = torch.where(rows.log_p == -torch.inf, 0.0, p * score)
+    if spec.divergence != "forward_kl":
+        return _mean_gradient(rows.log_p, _student_score(rows, spec))
+    value, mass = _divergence(rows, spec)
+    gradient = mass[..., None] * rows.log_p.exp() - rows.log_q.exp() * _above_floor(rows.log_p, spec)
     return torch.where(value[..., None] == torch.inf, 0.0, gradient)
 
 
 def _entropy_gradient(rows: _Rows) -> Tensor:
     """Gradient of H = -sum p log p with respect to s: -p (log p + H)."""
-    entropy = -_mean(rows.log_p, rows.log_p)[..., None]
+    entropy = -mean(rows.log_p, rows.log_p)[..., None]
     return torch.where(rows.log_p == -torch.inf, 0.0, -rows.log_p.exp() * (rows.log_p + entropy))

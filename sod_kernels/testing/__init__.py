@@ -15,6 +15,7 @@ from sod_kernels.testing.checks import (
     check_issue_targets,
     nan_filled_empty,
 )
+from sod_kernels.testing.log_probs import check_backend_log_probs, make_log_prob_inputs
 from sod_kernels.testing.truth import Truth, plain_torch, truth
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "Truth",
     "assert_error_relative",
     "check_backend_forward_backward",
+    "check_backend_log_probs",
     "check_issue_targets",
     "make_case",
+    "make_log_prob_inputs",
     "make_near_equal_pair",
     "nan_filled_empty",
     "plain_torch",

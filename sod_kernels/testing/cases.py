@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sod_kernels.types import DivergenceSpec
+from sod_kernels.types import DivergenceSpec, TokenGradients, TokenInputs
 
 _BIG_SHIFT = 1.0e4
 
@@ -21,11 +21,13 @@ class StepKLCase:
         name: Key in `CASE_REASONS`.
         student_logits: (B, T, student width).
         teacher_logits: (B, T, teacher width).
+        reference_logits: (B, T, teacher width) or None.
         step_ids: (B, T) int64, -1 at rows in no step.
         sampled_ids: (B, T) int64 (-100 at rows in no step) or None.
         num_steps: Number of steps, of which some may have no token.
         spec: What to compute.
         grad_token_kl: (B, T) upstream gradient, in the backend's output dtype.
+        grad_token_reference_kl: (B, T) upstream gradient; (0,) without a reference, like the output.
         grad_student_log_probs: (B, T) upstream gradient; (0,) without sampled ids, like the output.
         grad_student_entropy: (B, T) upstream gradient.
     """
@@ -33,13 +35,32 @@ class StepKLCase:
     name: str
     student_logits: Tensor
     teacher_logits: Tensor
+    reference_logits: Tensor | None
     step_ids: Tensor
     sampled_ids: Tensor | None
     num_steps: int
     spec: DivergenceSpec
     grad_token_kl: Tensor
+    grad_token_reference_kl: Tensor
     grad_student_log_probs: Tensor
     grad_student_entropy: Tensor
+
+    @property
+    def inputs(self) -> TokenInputs:
+        """What both sweeps read."""
+        return TokenInputs(
+            self.student_logits, self.teacher_logits, self.reference_logits, self.step_ids, self.sampled_ids
+        )
+
+    @property
+    def upstream(self) -> TokenGradients:
+        """What the backward sweep gets."""
+        return TokenGradients(
+            self.grad_token_kl,
+            self.grad_token_reference_kl,
+            self.grad_student_log_probs,
+            self.grad_student_entropy,
+        )
 
     def clone_tensors(self) -> tuple[Tensor, ...]:
         """Copy every tensor that a backend could spoil.
@@ -47,9 +68,7 @@ class StepKLCase:
         Returns:
             The copies, in a fixed order.
         """
-        tensors = (self.student_logits, self.teacher_logits, self.step_ids, self.sampled_ids)
-        gradients = (self.grad_token_kl, self.grad_student_log_probs, self.grad_student_entropy)
-        return tuple(tensor.clone() for tensor in (*tensors, *gradients) if tensor is not None)
+        return tuple(tensor.clone() for tensor in (*self.inputs, *self.upstream) if tensor is not None)
 
 
 @dataclass(kw_only=True)
@@ -286,6 +305,7 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     with_sampled: bool = True,
+    with_reference: bool = False,
     beta: float = 0.3,
     min_log_prob: float | None = None,
     seed: int = 0,
@@ -298,6 +318,7 @@ def make_case(
         dtype: Dtype of the logits.
         device: Where the tensors go; they are drawn on the CPU, so every device sees the same numbers.
         with_sampled: Whether sampled ids are given.
+        with_reference: Whether reference logits are given; 3/4 of the teacher's, with all their oddities.
         beta: Weight on the teacher, read for "jsd" only.
         min_log_prob: Floor in nats, ignored for "jsd", which has none; the case "floored" brings its own.
         seed: Of the random numbers.
@@ -311,13 +332,21 @@ def make_case(
     change(draft)
     floor = None if divergence == "jsd" else (draft.min_log_prob if min_log_prob is None else min_log_prob)
     out_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    upstream = torch.randn((3, *shape[:2]), generator=generator, dtype=torch.float64).to(out_dtype)
-    case = StepKLCase(
+    upstream = torch.randn((4, *shape[:2]), generator=generator, dtype=torch.float64).to(out_dtype)
+    absent = upstream.new_zeros(0).to(device)
+
+    def placed(logits: Tensor, is_teacher: bool) -> Tensor:
+        return _strided(logits.to(dtype).to(device), draft.strided, is_teacher=is_teacher)
+
+    return StepKLCase(
         name=name,
-        student_logits=_strided(draft.student.to(dtype).to(device), draft.strided, is_teacher=False),
-        teacher_logits=_strided(draft.teacher.to(dtype).to(device), draft.strided, is_teacher=True),
+        student_logits=placed(draft.student, is_teacher=False),
+        teacher_logits=placed(draft.teacher, is_teacher=True),
+        reference_logits=placed(0.75 * draft.teacher, is_teacher=True) if with_reference else None,
         step_ids=draft.step_ids.to(device),
-        sampled_ids=torch.where(draft.step_ids >= 0, draft.sampled_ids, -100).to(device),
+        sampled_ids=(
+            torch.where(draft.step_ids >= 0, draft.sampled_ids, -100).to(device) if with_sampled else None
+        ),
         num_steps=draft.num_steps,
         spec=DivergenceSpec(
             divergence=divergence,
@@ -327,9 +356,7 @@ def make_case(
             min_log_prob=floor,
         ),
         grad_token_kl=upstream[0].to(device),
-        grad_student_log_probs=upstream[1].to(device),
+        grad_student_log_probs=upstream[1].to(device) if with_sampled else absent,
         grad_student_entropy=upstream[2].to(device),
+        grad_token_reference_kl=upstream[3].to(device) if with_reference else absent.clone(),
     )
-    if with_sampled:
-        return case
-    return replace(case, sampled_ids=None, grad_student_log_probs=upstream.new_zeros(0).to(device))

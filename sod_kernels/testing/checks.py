@@ -11,28 +11,35 @@ from torch import Tensor
 
 from sod_kernels.testing.cases import StepKLCase
 from sod_kernels.testing.truth import Truth, plain_torch, truth
-from sod_kernels.types import Backend, TokenStats
+from sod_kernels.types import Backend, RowState, TokenStats
 
 _ROUNDING_UNITS = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 _TOKEN_FIELDS = (
     "token_kl",
+    "token_reference_kl",
     "student_log_probs",
     "teacher_log_probs",
     "student_entropy",
-    "student_lse",
-    "teacher_lse",
-    "kl_aux",
 )
 _SAMPLED_FIELDS = ("student_log_probs", "teacher_log_probs")
 
 
-def _require(is_true: bool, message: str) -> None:
+def require(is_true: bool, message: str) -> None:
+    """Raise if a promise does not hold.
+
+    Args:
+        is_true: Whether it holds.
+        message: What was promised, and what was found.
+
+    Raises:
+        AssertionError: If it does not.
+    """
     if not is_true:
         raise AssertionError(message)
 
 
 def assert_error_relative(
-    name: str, ours: Tensor, exact: Tensor, plain: Tensor, *, dtype: torch.dtype, saved_rounding: float = 0.0
+    name: str, ours: Tensor, exact: Tensor, plain: Tensor, *, dtype: torch.dtype
 ) -> None:
     """Check that our worst error is at most twice plain torch's plus a few units of rounding.
 
@@ -44,12 +51,11 @@ def assert_error_relative(
         exact: The truth in float64, same shape.
         plain: Plain torch's result, same shape.
         dtype: Its rounding unit, times (1 + the largest true value), is the additive tolerance.
-        saved_rounding: Error that values saved between the sweeps bring along, added to the tolerance.
 
     Raises:
         AssertionError: If the result is worse than allowed; says by how much and where.
     """
-    _require(ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, wanted {tuple(exact.shape)}.")
+    require(ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, wanted {tuple(exact.shape)}.")
     if exact.numel() == 0:
         return
     ours, plain = ours.double(), plain.double()
@@ -61,9 +67,9 @@ def assert_error_relative(
     error = torch.where(finite, ours - exact, 0.0).abs()
     plain_error = torch.where(finite & plain.isfinite(), plain - exact, 0.0).abs().max()
     scale = 1.0 + torch.where(finite, exact, 0.0).abs().max()
-    allowed = 2.0 * plain_error + _ROUNDING_UNITS[dtype] * torch.finfo(dtype).eps * scale + saved_rounding
+    allowed = 2.0 * plain_error + _ROUNDING_UNITS[dtype] * torch.finfo(dtype).eps * scale
     where = tuple((error == error.max()).nonzero()[0].tolist())
-    _require(
+    require(
         bool(error.max() <= allowed),
         f"{name}: error {float(error.max()):.3g} at {where}, allowed {float(allowed):.3g} "
         f"(plain torch in {dtype}: {float(plain_error):.3g}).",
@@ -86,33 +92,28 @@ def nan_filled_empty() -> Iterator[None]:
 
 def _run(backend: Backend, case: StepKLCase) -> tuple[TokenStats, Tensor]:
     with nan_filled_empty():
-        stats = backend.forward(
-            case.student_logits,
-            case.teacher_logits,
-            case.step_ids,
-            case.sampled_ids,
-            case.num_steps,
-            case.spec,
-        )
-        grad = backend.backward(
-            case.grad_token_kl,
-            case.grad_student_log_probs,
-            case.grad_student_entropy,
-            case.student_logits,
-            case.teacher_logits,
-            case.step_ids,
-            case.sampled_ids,
-            stats.student_lse,
-            stats.teacher_lse,
-            stats.kl_aux,
-            stats.student_entropy,
-            case.spec,
-        )
+        stats = backend.forward(case.inputs, case.num_steps, case.spec)
+        grad = backend.backward(case.upstream, case.inputs, stats.row_state, case.spec)
     return stats, grad
 
 
-def _is_same(first: Tensor, second: Tensor) -> bool:
+def is_same(first: Tensor, second: Tensor) -> bool:
+    """Compare bit by bit, any two NaNs counting as one.
+
+    Args:
+        first: Any tensor.
+        second: Any tensor.
+
+    Returns:
+        Whether shapes and values are the same.
+    """
     return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+def _absent_fields(case: StepKLCase) -> tuple[str, ...]:
+    """Outputs of shape (0,), as the input that they depend on was not given."""
+    no_reference = () if case.reference_logits is not None else ("token_reference_kl",)
+    return no_reference + (() if case.sampled_ids is not None else _SAMPLED_FIELDS)
 
 
 def _check_form(stats: TokenStats, grad: Tensor, case: StepKLCase) -> None:
@@ -122,72 +123,56 @@ def _check_form(stats: TokenStats, grad: Tensor, case: StepKLCase) -> None:
     inactive = case.step_ids < 0
     for name in _TOKEN_FIELDS:
         value = getattr(stats, name)
-        is_absent = case.sampled_ids is None and name in _SAMPLED_FIELDS
+        is_absent = name in _absent_fields(case)
         wanted = (0,) if is_absent else tuple(case.step_ids.shape)
-        _require(tuple(value.shape) == wanted, f"{name}: shape {tuple(value.shape)}, wanted {wanted}.")
-        _require(value.dtype == out_dtype, f"{name}: dtype {value.dtype}, wanted {out_dtype}.")
-        _require(value.is_contiguous(), f"{name}: not contiguous.")
+        require(tuple(value.shape) == wanted, f"{name}: shape {tuple(value.shape)}, wanted {wanted}.")
+        require(value.dtype == out_dtype, f"{name}: dtype {value.dtype}, wanted {out_dtype}.")
+        require(value.is_contiguous(), f"{name}: not contiguous.")
         if not is_absent:
-            _require(bool((value[inactive] == 0).all()), f"{name}: not exactly 0 at rows in no step.")
+            require(bool((value[inactive] == 0).all()), f"{name}: not exactly 0 at rows in no step.")
+    state, shape = stats.row_state, (*case.step_ids.shape, len(RowState))
+    require(state.shape == shape, f"row_state: shape {tuple(state.shape)}, wanted {shape}.")
+    require(state.dtype == torch.float64, f"row_state: dtype {state.dtype}, wanted float64.")
+    require(bool((state[inactive] == 0).all()), "row_state: not exactly 0 at rows in no step.")
     sums = stats.step_sums
-    _require(tuple(sums.shape) == (case.num_steps, 5), f"step_sums: shape {tuple(sums.shape)}.")
-    _require(sums.dtype == torch.float64, f"step_sums: dtype {sums.dtype}, wanted float64.")
-    _require(
+    require(tuple(sums.shape) == (case.num_steps, 5), f"step_sums: shape {tuple(sums.shape)}.")
+    require(sums.dtype == torch.float64, f"step_sums: dtype {sums.dtype}, wanted float64.")
+    require(
         grad.shape == student.shape, f"gradient: shape {tuple(grad.shape)}, wanted {tuple(student.shape)}."
     )
-    _require(grad.dtype == student.dtype, f"gradient: dtype {grad.dtype}, wanted {student.dtype}.")
-    _require(grad.is_contiguous(), "gradient: not contiguous.")
-    _require(bool((grad[inactive] == 0).all()), "gradient: not exactly 0 at rows in no step.")
-    _require(
+    require(grad.dtype == student.dtype, f"gradient: dtype {grad.dtype}, wanted {student.dtype}.")
+    require(grad.is_contiguous(), "gradient: not contiguous.")
+    require(bool((grad[inactive] == 0).all()), "gradient: not exactly 0 at rows in no step.")
+    require(
         bool((grad[..., case.spec.vocab_size :] == 0).all()), "gradient: not exactly 0 in padding columns."
     )
-    inputs = (student, case.teacher_logits, case.step_ids, case.sampled_ids, case.grad_token_kl)
+    inputs = (*case.inputs, *case.upstream)
     outputs = [tensor.untyped_storage().data_ptr() for tensor in (*stats, grad) if tensor.numel()]
-    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor is not None}
-    _require(len(set(outputs)) == len(outputs), "outputs share memory with each other.")
-    _require(taken.isdisjoint(outputs), "an output shares memory with an input.")
-
-
-def _saved_rounding(case: StepKLCase, exact: Truth) -> float:
-    """Gradient error from kl_aux and the log-sum-exps being saved in the output dtype: half a unit each.
-
-    A log-sum-exp's half unit is a relative error of p. Past 128 that would be felt, and a backend must find
-    another way.
-    """
-    is_double = case.student_logits.dtype == torch.float64
-    unit = torch.finfo(torch.float64 if is_double else torch.float32).eps
-    half_of_aux = (
-        0.5
-        * (case.grad_token_kl.double() * exact.kl_aux).nan_to_num(0.0, 0.0, 0.0).abs().max()
-        / case.spec.temperature
-    )
-    lse = torch.stack([exact.student_lse, exact.teacher_lse]).nan_to_num(0.0, 0.0, 0.0).abs().clamp(max=128.0)
-    half_of_lse = 0.5 * lse.max() * exact.grad_student_logits.nan_to_num(0.0).abs().max()
-    return unit * float(half_of_aux + half_of_lse)
+    taken = {each.untyped_storage().data_ptr() for each in inputs if each is not None and each.numel()}
+    require(len(set(outputs)) == len(outputs), "outputs share memory with each other.")
+    require(taken.isdisjoint(outputs), "an output shares memory with an input.")
 
 
 def _check_accuracy(stats: TokenStats, grad: Tensor, case: StepKLCase, exact: Truth, plain: Truth) -> None:
     dtype = case.student_logits.dtype
-    is_number = ~exact.token_kl.isnan()
-    is_finite = exact.token_kl.isfinite()
-    for name in _TOKEN_FIELDS:
-        ours = getattr(stats, name)
-        if case.sampled_ids is None and name in _SAMPLED_FIELDS:
-            continue
-        # A row without a distribution promises nothing but a NaN token_kl; an infinite one, no kl_aux.
-        rows = {"token_kl": torch.ones_like(is_number), "kl_aux": is_finite}.get(name, is_number)
-        picked = (
-            torch.where(rows, value, 0.0) for value in (ours, getattr(exact, name), getattr(plain, name))
-        )
+    is_number = ~(exact.token_kl.isnan() | exact.token_reference_kl.isnan())
+    is_finite = is_number & exact.token_kl.isfinite()
+
+    def compare(name: str, ours: Tensor, true: Tensor, torch_value: Tensor, rows: Tensor) -> None:
+        picked = (torch.where(rows, value, 0.0) for value in (ours, true, torch_value))
         assert_error_relative(f"{case.name}: {name}", *picked, dtype=dtype)
-    rows = is_number[..., None]
-    grads = (grad, exact.grad_student_logits, plain.grad_student_logits)
-    assert_error_relative(
-        f"{case.name}: gradient",
-        *(torch.where(rows, g, 0.0) for g in grads),
-        dtype=dtype,
-        saved_rounding=_saved_rounding(case, exact),
-    )
+
+    for name in _TOKEN_FIELDS:
+        if name in _absent_fields(case):
+            continue
+        # A row without a distribution promises nothing but a NaN divergence.
+        rows = torch.ones_like(is_number) if name in ("token_kl", "token_reference_kl") else is_number
+        compare(name, getattr(stats, name), getattr(exact, name), getattr(plain, name), rows)
+    for column in RowState:
+        ours, true, torch_value = (each.row_state[..., column] for each in (stats, exact, plain))
+        rows = is_finite if column is RowState.AUX else is_number
+        compare(f"row_state {column.name}", ours, true, torch_value, rows)
+    compare("gradient", grad, exact.grad_student_logits, plain.grad_student_logits, is_number[..., None])
 
 
 def _check_step_sums(stats: TokenStats, case: StepKLCase) -> None:
@@ -210,7 +195,7 @@ def check_backend_forward_backward(backend: Backend, case: StepKLCase) -> None:
     """Check one backend on one case.
 
     Accuracy against the truth, exact zeros outside steps and in padding, no unwritten memory, no aliasing,
-    step sums, bitwise repeatability, inputs left alone.
+    step sums, bitwise repeatability, inputs left alone, the gradient in place of the logits.
 
     Args:
         backend: A module (or object) with the backend interface.
@@ -223,12 +208,16 @@ def check_backend_forward_backward(backend: Backend, case: StepKLCase) -> None:
     stats, grad = _run(backend, case)
     again, grad_again = _run(backend, case)
     for first, second in zip((*stats, grad), (*again, grad_again), strict=True):
-        _require(_is_same(first, second), f"{case.name}: two runs differ.")
+        require(is_same(first, second), f"{case.name}: two runs differ.")
     for first, second in zip(before, case.clone_tensors(), strict=True):
-        _require(_is_same(first, second), f"{case.name}: an input was changed.")
+        require(is_same(first, second), f"{case.name}: an input was changed.")
     _check_form(stats, grad, case)
     _check_accuracy(stats, grad, case, truth(case), plain_torch(case))
     _check_step_sums(stats, case)
+    in_place = case.student_logits.clone(memory_format=torch.contiguous_format)
+    inputs = case.inputs._replace(student_logits=in_place)
+    backend.backward(case.upstream, inputs, stats.row_state, case.spec, out=in_place)
+    require(is_same(in_place, grad), f"{case.name}: the gradient written over the logits differs.")
 
 
 def check_issue_targets(backend: Backend, case: StepKLCase) -> None:
@@ -246,7 +235,7 @@ def check_issue_targets(backend: Backend, case: StepKLCase) -> None:
     counted = exact.token_kl >= 1e-3
     relative = ((stats.token_kl.double() - exact.token_kl).abs() / exact.token_kl)[counted]
     if relative.numel():
-        _require(float(relative.max()) <= 5e-4, f"{case.name}: token_kl off by {float(relative.max()):.3g}.")
+        require(float(relative.max()) <= 5e-4, f"{case.name}: token_kl off by {float(relative.max()):.3g}.")
     norm = exact.grad_student_logits.norm()
     off = float((grad.double() - exact.grad_student_logits).norm() / norm.clamp(min=1e-30))
-    _require(off <= 2e-5, f"{case.name}: gradient off by {off:.3g} of its norm.")
+    require(off <= 2e-5, f"{case.name}: gradient off by {off:.3g} of its norm.")

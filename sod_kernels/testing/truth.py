@@ -5,7 +5,7 @@ Written apart from `sod_kernels.reference`, so that agreement between the two me
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,22 +20,20 @@ class Truth:
 
     Attributes:
         token_kl: (B, T), 0 at rows in no step.
+        token_reference_kl: (B, T), zeros without a reference.
         student_log_probs: (B, T), zeros without sampled ids.
         teacher_log_probs: (B, T), zeros without sampled ids.
         student_entropy: (B, T).
-        student_lse: (B, T).
-        teacher_lse: (B, T).
-        kl_aux: (B, T), meaningful where token_kl is finite.
+        row_state: (B, T, 7), see `RowState`; AUX is meaningful where token_kl is finite.
         grad_student_logits: (B, T, V) gradient for the case's upstream gradients.
     """
 
     token_kl: Tensor
+    token_reference_kl: Tensor
     student_log_probs: Tensor
     teacher_log_probs: Tensor
     student_entropy: Tensor
-    student_lse: Tensor
-    teacher_lse: Tensor
-    kl_aux: Tensor
+    row_state: Tensor
     grad_student_logits: Tensor
 
 
@@ -54,7 +52,7 @@ def _expectation(log_weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _divergence(log_p: Tensor, log_q: Tensor, spec: DivergenceSpec) -> tuple[Tensor, Tensor]:
-    """Divergence per row (safe to differentiate, +inf rows left finite) and kl_aux."""
+    """Divergence per row (safe to differentiate, +inf rows left finite) and AUX of the row state."""
     if spec.divergence == "reverse_kl":
         denominator = _finite_or_zero(_floored(log_q, spec.min_log_prob))
         value = _expectation(log_p, _finite_or_zero(log_p) - denominator)
@@ -84,27 +82,51 @@ def _infinite_rows(log_p: Tensor, log_q: Tensor, spec: DivergenceSpec) -> Tensor
     return ((mass > -torch.inf) & (other == -torch.inf)).any(-1)
 
 
+def _second_target(case: StepKLCase, log_p: Tensor, log_r: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(student || reference) per row, as `_divergence` gives it, and the rows where it is +inf."""
+    spec = replace(case.spec, divergence="reverse_kl")
+    return _divergence(log_p, log_r, spec)[0], _infinite_rows(log_p.detach(), log_r, spec)
+
+
 def _evaluate(case: StepKLCase, dtype: torch.dtype) -> Truth:
     spec = case.spec
     active = case.step_ids >= 0
     student = case.student_logits.detach().to(dtype, copy=True).contiguous().requires_grad_()
-    # Rows in no step may hold anything; zeros in their place keep autograd free of their NaNs.
-    scaled = torch.where(active[..., None], student[..., : spec.vocab_size], 0.0) / spec.temperature
-    teacher = case.teacher_logits.detach()[..., : spec.vocab_size].to(dtype)
-    teacher = torch.where(active[..., None], teacher, 0.0) / spec.temperature
-    log_p, log_q = scaled.log_softmax(-1), teacher.log_softmax(-1)
+
+    def scaled(logits: Tensor) -> Tensor:
+        # Rows in no step may hold anything; zeros in their place keep autograd free of their NaNs.
+        valid = logits[..., : spec.vocab_size].to(dtype)
+        return torch.where(active[..., None], valid, 0.0) / spec.temperature
+
+    s, t = scaled(student), scaled(case.teacher_logits.detach())
+    log_p, log_q = s.log_softmax(-1), t.log_softmax(-1)
     value, aux = _divergence(log_p, log_q, spec)
     infinite = _infinite_rows(log_p.detach(), log_q, spec) & ~value.isnan()
-    token_kl = torch.where(infinite, torch.inf, value)
     entropy = -_expectation(log_p, _finite_or_zero(log_p))
-    log_prob, teacher_log_prob = torch.zeros_like(entropy), torch.zeros_like(entropy)
+    zeros = torch.zeros_like(entropy)
+    log_prob = teacher_log_prob = reference_lse = reference_value = zeros
+    reference_infinite = torch.zeros_like(infinite)
     if case.sampled_ids is not None:
         chosen = torch.where(active, case.sampled_ids, 0)[..., None]
         log_prob = log_p.gather(-1, chosen).squeeze(-1)
         teacher_log_prob = _floored(log_q.gather(-1, chosen).squeeze(-1), spec.min_log_prob)
-    upstream = (case.grad_token_kl, case.grad_student_log_probs, case.grad_student_entropy)
+    if case.reference_logits is not None:
+        r = scaled(case.reference_logits.detach())
+        reference_lse = r.logsumexp(-1)
+        reference_value, reference_infinite = _second_target(case, log_p, r.log_softmax(-1))
+        reference_infinite = reference_infinite & ~reference_value.isnan()
+    terms = zip(
+        case.upstream,
+        (
+            torch.where(infinite, 0.0, value),
+            torch.where(reference_infinite, 0.0, reference_value),
+            log_prob,
+            entropy,
+        ),
+        strict=True,
+    )
     objective = torch.zeros((), dtype=dtype, device=student.device)
-    for weight, output in zip(upstream, (torch.where(infinite, 0.0, value), log_prob, entropy), strict=True):
+    for weight, output in terms:
         if output.requires_grad:
             objective = objective + torch.where(active, weight.to(dtype) * output, 0.0).sum()
     (grad,) = torch.autograd.grad(objective, student)
@@ -112,14 +134,16 @@ def _evaluate(case: StepKLCase, dtype: torch.dtype) -> Truth:
     def tidy(output: Tensor) -> Tensor:
         return torch.where(active, output.detach(), 0.0)
 
+    divergence = torch.where(infinite, torch.inf, value)
+    reference_kl = torch.where(reference_infinite, torch.inf, reference_value)
+    state = (s.logsumexp(-1), entropy, t.logsumexp(-1), divergence, aux, reference_lse, reference_kl)
     return Truth(
-        token_kl=tidy(token_kl.clamp(min=0)),
+        token_kl=tidy(divergence.clamp(min=0)),
+        token_reference_kl=tidy(reference_kl.clamp(min=0)),
         student_log_probs=tidy(log_prob),
         teacher_log_probs=tidy(teacher_log_prob),
         student_entropy=tidy(entropy),
-        student_lse=tidy(scaled.logsumexp(-1)),
-        teacher_lse=tidy(teacher.logsumexp(-1)),
-        kl_aux=tidy(aux),
+        row_state=torch.stack([tidy(each) for each in state], -1),
         grad_student_logits=grad,
     )
 

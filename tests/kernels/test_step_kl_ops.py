@@ -9,38 +9,44 @@ import torch
 
 from sod_kernels import SodWeighting, StepKLLoss, TurnWeighting, _autograd, step_kl
 from sod_kernels.testing import make_case
+from sod_kernels.types import TokenStats
 
 
-def _forward_arguments(with_sampled, divergence="reverse_kl", requires_grad=True):
-    case = make_case("scattered_steps", divergence=divergence, with_sampled=with_sampled)
-    student = case.student_logits.requires_grad_(requires_grad)
+def _forward_arguments(with_sampled, divergence="reverse_kl", requires_grad=True, with_reference=False):
+    case = make_case(
+        "scattered_steps", divergence=divergence, with_sampled=with_sampled, with_reference=with_reference
+    )
+    case.student_logits.requires_grad_(requires_grad)
     spec = case.spec
     options = (spec.divergence, spec.beta, spec.temperature, spec.vocab_size, spec.min_log_prob, "reference")
-    return case, (student, case.teacher_logits, case.step_ids, case.sampled_ids), options
+    return case, case.inputs, options
 
 
+@pytest.mark.parametrize("with_reference", [True, False])
 @pytest.mark.parametrize("with_sampled", [True, False])
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd"])
-def test_opcheck_forward(divergence, with_sampled):
-    case, inputs, options = _forward_arguments(with_sampled, divergence)
+def test_opcheck_forward(divergence, with_sampled, with_reference):
+    case, inputs, options = _forward_arguments(with_sampled, divergence, with_reference=with_reference)
     torch.library.opcheck(torch.ops.sod_kernels.step_kl_forward, (*inputs, case.num_steps, *options))
 
 
+@pytest.mark.parametrize("with_reference", [True, False])
 @pytest.mark.parametrize("with_sampled", [True, False])
-def test_opcheck_backward(with_sampled):
-    case, inputs, options = _forward_arguments(with_sampled, requires_grad=False)
-    stats = torch.ops.sod_kernels.step_kl_forward(*inputs, case.num_steps, *options)
-    upstream = (case.grad_token_kl, case.grad_student_log_probs, case.grad_student_entropy)
-    arguments = (*upstream, *inputs, stats[4], stats[5], stats[6], stats[3], *options)
+def test_opcheck_backward(with_sampled, with_reference):
+    case, inputs, options = _forward_arguments(
+        with_sampled, requires_grad=False, with_reference=with_reference
+    )
+    stats = TokenStats(*torch.ops.sod_kernels.step_kl_forward(*inputs, case.num_steps, *options))
+    arguments = (*case.upstream, *inputs, stats.row_state, *options)
     torch.library.opcheck(torch.ops.sod_kernels.step_kl_backward, arguments)
 
 
 def test_meta_tensors_give_shapes():
-    _, inputs, options = _forward_arguments(True)
+    _, inputs, options = _forward_arguments(True, with_reference=True)
     on_meta = [tensor.to("meta") for tensor in inputs]
-    stats = torch.ops.sod_kernels.step_kl_forward(*on_meta, 7, *options)
-    assert [tuple(each.shape) for each in stats] == [(2, 8)] * 7 + [(7, 5)]
-    assert stats[7].dtype == torch.float64
+    stats = TokenStats(*torch.ops.sod_kernels.step_kl_forward(*on_meta, 7, *options))
+    assert [tuple(each.shape) for each in stats] == [(2, 8)] * 5 + [(2, 8, 7), (7, 5)]
+    assert stats.step_sums.dtype == stats.row_state.dtype == torch.float64
 
 
 def _objective(student, teacher, ids, sampled, num_steps, weighting):

@@ -15,40 +15,48 @@ from sod_kernels.testing import (
     make_near_equal_pair,
     truth,
 )
+from sod_kernels.types import RowState
 
 
 def _faulty(forward=None, backward=None):
-    """The reference, its results changed by `forward(args, stats)` or `backward(args, grad)`."""
+    """The reference, its results changed by `forward(inputs, stats)` or `backward(inputs, grad)`."""
 
-    def run_forward(*args):
-        stats = reference.forward(*args)
-        return stats if forward is None else forward(args, stats)
+    def run_forward(inputs, num_steps, spec):
+        stats = reference.forward(inputs, num_steps, spec)
+        return stats if forward is None else forward(inputs, stats)
 
-    def run_backward(*args):
-        grad = reference.backward(*args)
-        return grad if backward is None else backward(args, grad)
+    def run_backward(upstream, inputs, row_state, spec, *, out=None):
+        grad = reference.backward(upstream, inputs, row_state, spec, out=out)
+        return grad if backward is None else backward(inputs, grad)
 
     return SimpleNamespace(forward=run_forward, backward=run_backward)
 
 
 def _spoil(field, change):
-    return _faulty(forward=lambda args, stats: stats._replace(**{field: change(getattr(stats, field))}))
+    return _faulty(forward=lambda inputs, stats: stats._replace(**{field: change(getattr(stats, field))}))
 
 
-def _spoil_input(args, stats):
-    args[0][0, 0, 0] += 1.0
+def _only(column, factor):
+    factors = torch.ones(len(RowState), dtype=torch.float64)
+    factors[column] = factor
+    return factors
+
+
+def _spoil_input(inputs, stats):
+    inputs.student_logits[0, 0, 0] += 1.0
     return stats
 
 
-def _random_noise(args, grad):
-    return grad + 1e-12 * torch.rand_like(grad) * (args[5] >= 0)[..., None]
+def _random_noise(inputs, grad):
+    return grad + 1e-12 * torch.rand_like(grad) * (inputs.step_ids >= 0)[..., None]
 
 
 FAULTS = {
     "token_kl off by 1e-4": (_spoil("token_kl", lambda x: x * 1.0001), "token_kl"),
     "entropy off by 1e-4": (_spoil("student_entropy", lambda x: x * 1.0001), "student_entropy"),
-    "lse off": (_spoil("teacher_lse", lambda x: torch.where(x != 0, x + 1e-3, x)), "teacher_lse"),
-    "aux off": (_spoil("kl_aux", lambda x: x * 1.001), "kl_aux"),
+    "lse off": (_spoil("row_state", lambda x: x * _only(RowState.TEACHER_LSE, 1.001)), "TEACHER_LSE"),
+    "aux off": (_spoil("row_state", lambda x: x * _only(RowState.AUX, 1.001)), "AUX"),
+    "row state in float32": (_spoil("row_state", lambda x: x.float()), "row_state"),
     "sums off": (_spoil("step_sums", lambda x: x * 1.00001), "step_sums"),
     "sums in float32": (_spoil("step_sums", lambda x: x.float()), "step_sums"),
     "unwritten memory": (_spoil("token_kl", torch.empty_like), "token_kl"),
@@ -56,13 +64,19 @@ FAULTS = {
     "not contiguous": (_spoil("token_kl", lambda x: x.T.contiguous().T), "contiguous"),
     "wrong dtype": (_spoil("student_log_probs", lambda x: x.double()), "dtype"),
     "shared outputs": (
-        _faulty(forward=lambda args, stats: stats._replace(kl_aux=stats.token_kl)),
+        _faulty(forward=lambda inputs, stats: stats._replace(student_entropy=stats.token_kl)),
         "share memory with each other",
     ),
     "input changed": (_faulty(forward=_spoil_input), "an input was changed"),
-    "gradient off by 1e-4": (_faulty(backward=lambda args, grad: grad * 1.0001), "gradient"),
-    "gradient in another dtype": (_faulty(backward=lambda args, grad: grad.double()), "dtype"),
-    "gradient not zero outside": (_faulty(backward=lambda args, grad: grad + 1e-30), "exactly 0"),
+    "gradient off by 1e-4": (_faulty(backward=lambda inputs, grad: grad * 1.0001), "gradient"),
+    "gradient in another dtype": (_faulty(backward=lambda inputs, grad: grad.double()), "dtype"),
+    "gradient not zero outside": (_faulty(backward=lambda inputs, grad: grad + 1e-30), "exactly 0"),
+    "out ignored": (
+        SimpleNamespace(
+            forward=reference.forward, backward=lambda *args, out=None: reference.backward(*args)
+        ),
+        "written over the logits",
+    ),
     "gradient not repeatable": (_faulty(backward=_random_noise), "two runs differ"),
 }
 
@@ -70,15 +84,14 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_caught(fault):
     backend, message = FAULTS[fault]
-    # Reverse KL is its own kl_aux, so that only the aliasing check can object to sharing the two.
     with pytest.raises(AssertionError, match=message):
         check_backend_forward_backward(backend, make_case("plain"))
 
 
 def test_padding_columns_are_checked():
-    def leak(args, grad):
+    def leak(inputs, grad):
         grad = grad.clone()
-        grad[..., -1] = torch.where(args[5] >= 0, 1e-3, 0.0)
+        grad[..., -1] = torch.where(inputs.step_ids >= 0, 1e-3, 0.0)
         return grad
 
     with pytest.raises(AssertionError, match="padding columns"):
@@ -89,7 +102,7 @@ def test_missed_targets_are_caught():
     with pytest.raises(AssertionError, match="token_kl off"):
         check_issue_targets(_spoil("token_kl", lambda x: x * 1.001), make_case("plain"))
     with pytest.raises(AssertionError, match="gradient off"):
-        check_issue_targets(_faulty(backward=lambda args, grad: grad * 1.0001), make_case("plain"))
+        check_issue_targets(_faulty(backward=lambda inputs, grad: grad * 1.0001), make_case("plain"))
 
 
 def test_odd_values_must_sit_where_the_truth_has_them():

@@ -1,4 +1,4 @@
-"""The front door: check, dispatch, weigh, reduce."""
+"""`step_kl`: from the logits of student and teacher. Check, dispatch, weigh, reduce."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from sod_kernels import _autograd, _dispatch
 from sod_kernels._checks import arguments, weightings
-from sod_kernels._layout import StepLayout, resolve_layout
-from sod_kernels._reduction import reduce_loss, step_weights
-from sod_kernels.types import DivergenceSpec, StepKLOutput, StepStatistics, TokenStats
+from sod_kernels._layout import resolve_layout
+from sod_kernels._reduction import reduce_loss, reference_weights, step_weights
+from sod_kernels.functional.output import make_output, step_statistics
+from sod_kernels.types import DivergenceSpec, StepKLOutput, StepStatistics, TokenInputs, TokenStats
 
 _NAME = "step_kl"
 _FORWARD = _autograd.step_kl_forward
@@ -24,6 +25,7 @@ def step_kl(
     *,
     response_mask: Tensor | None = None,
     sampled_ids: Tensor | None = None,
+    reference_logits: Tensor | None = None,
     step_trajectory: Tensor | None = None,
     num_steps: int | None = None,
     divergence: str = "reverse_kl",
@@ -46,9 +48,12 @@ def step_kl(
     .. math:: L = \frac{1}{Z} \sum_n w_{k(n)} \, v_n \, D_n, \qquad D_n = \mathrm{KL}(p_n \| q_n)
 
     where :math:`D_n` is the chosen divergence, :math:`w` the step weights, :math:`v` the token weights and
-    :math:`Z` the divisor of `reduction`. One sweep over the logits gives everything in the output; one more
-    gives the gradient, whatever is built on `loss`, `token_kl`, `student_log_probs` and `student_entropy`.
-    Weights and step statistics are detached, and the teacher gets no gradient.
+    :math:`Z` the divisor of `reduction`. With a reference policy :math:`r` the weights mix two targets:
+    :math:`w_k D_n + \max(0, 1 - w_k)\,\mathrm{KL}(p_n \| r_n)` takes the place of :math:`w_k D_n`.
+
+    One sweep over the logits gives everything in the output; one more gives the gradient, whatever is built
+    on `loss`, `token_kl`, `token_reference_kl`, `student_log_probs` and `student_entropy`. Weights and step
+    statistics are detached, and neither teacher nor reference gets a gradient.
 
     Args:
         student_logits: (N, V) packed or (B, T, V) padded; float64, float32, bfloat16 or float16. A view such
@@ -60,6 +65,8 @@ def step_kl(
         response_mask: Leading shape, 0 and 1: ``step_ids = steps_from_mask(response_mask)``.
         sampled_ids: Token sampled at each position, leading shape, integer; gives the log-probabilities. May
             be anything where the token is in no step.
+        reference_logits: Of a frozen reference policy, such as the student before training; same leading
+            shape, dtype and device as the student's. Adds `token_reference_kl` and the second target.
         step_trajectory: (S,) integer, trajectory of each step, any values. None: a row of (B, T, V) is a
             trajectory, (N, V) is one trajectory. The order of steps in a trajectory is that of their ids.
         num_steps: S. None takes it from `step_trajectory` or a weight tensor, else reads the largest id,
@@ -69,10 +76,10 @@ def step_kl(
             beta KL(teacher || m) + (1 - beta) KL(student || m) with m = (1 - beta) student + beta teacher.
         beta: Weight of the teacher in [0, 1], for "jsd" only; None means 0.5. 0 is forward and 1 reverse KL.
         temperature: Divides both logits, above 0.
-        vocab_size: Valid columns of both; those beyond are not read and get zero gradient. None: all.
+        vocab_size: Valid columns of all logits; those beyond are not read and get zero gradient. None: all.
         min_log_prob: Floor in nats under the log-probabilities that a KL divides by, which keeps it finite
-            where the other side excludes a token; also under `teacher_log_probs`. Not for "jsd", which is
-            always finite.
+            where the other side excludes a token; also under `teacher_log_probs` and in
+            `token_reference_kl`. Not for "jsd", which is always finite.
         step_divergence: What is averaged over a step's tokens: "kl", the divergence, or "abs_log_ratio",
             abs(log p - log q) of the sampled token, which is SOD's.
         weighting: Step weights: None for 1, `SodWeighting`, `TurnWeighting`, a tensor (S,), or a function
@@ -97,7 +104,10 @@ def step_kl(
     Source:
         SOD, arXiv 2605.07725, equations (5) to (9); gradients in docs/math.md.
     """
-    width = arguments.check_logits(_NAME, student_logits, teacher_logits, vocab_size)
+    others = {"teacher_logits": teacher_logits}
+    if reference_logits is not None:
+        others["reference_logits"] = reference_logits
+    width = arguments.check_logits(_NAME, student_logits, others, vocab_size)
     kind, weight = arguments.check_divergence(_NAME, divergence, beta, temperature, min_log_prob)
     arguments.check_options(_NAME, step_divergence, reduction, backend)
     weightings.check_weighting(_NAME, weighting, may_be_tensor=True)
@@ -117,41 +127,31 @@ def step_kl(
     spec = DivergenceSpec(
         divergence=kind, beta=weight, temperature=temperature, vocab_size=width, min_log_prob=min_log_prob
     )
-    stats = _sweep(student_logits, teacher_logits.detach(), sampled_ids, layout, spec, backend_name)
-    statistics = _statistics(stats, layout.trajectory, step_divergence, sampled_ids is not None)
+    inputs = TokenInputs(student_logits, teacher_logits, reference_logits, ids, sampled_ids)
+    stats = _sweep(inputs, layout.num_steps, spec, backend_name)
+    has_sampled, has_reference = sampled_ids is not None, reference_logits is not None
+    statistics = step_statistics(stats, layout.trajectory, step_divergence, has_sampled=has_sampled)
     weights = step_weights(_NAME, weighting, statistics)
+    terms = [(stats.token_kl, weights)]
+    if has_reference:
+        terms.append((stats.token_reference_kl, reference_weights(weights)))
     loss = reduce_loss(
-        stats.token_kl,
-        ids,
+        terms, ids, statistics, token_weights=token_weights, reduction=reduction, denominator=denominator
+    )
+    return make_output(
+        loss,
+        stats,
         statistics,
         weights,
-        token_weights=token_weights,
-        reduction=reduction,
-        denominator=denominator,
-    )
-    return StepKLOutput(
-        loss=loss,
-        token_kl=stats.token_kl,
-        student_entropy=stats.student_entropy,
-        step_divergence=statistics.divergence,
-        step_weights=weights,
-        step_tokens=statistics.tokens,
-        student_log_probs=None if sampled_ids is None else stats.student_log_probs,
-        teacher_log_probs=None if sampled_ids is None else stats.teacher_log_probs,
-        backend=backend_name,
+        backend_name,
+        has_sampled=has_sampled,
+        has_reference=has_reference,
     )
 
 
-def _sweep(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    sampled_ids: Tensor | None,
-    layout: StepLayout,
-    spec: DivergenceSpec,
-    backend: str,
-) -> TokenStats:
+def _sweep(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec, backend: str) -> TokenStats:
     """Run the forward op, which takes (B, T, V): packed tokens go in as one row and come out as they were."""
-    is_packed = student_logits.dim() == 2
+    is_packed = inputs.student_logits.dim() == 2
 
     def batched(tensor: Tensor) -> Tensor:
         return tensor.unsqueeze(0) if is_packed else tensor
@@ -159,12 +159,14 @@ def _sweep(
     def dense(logits: Tensor) -> Tensor:
         return batched(logits if logits.stride(-1) == 1 else logits.contiguous())
 
+    reference, sampled = inputs.reference_logits, inputs.sampled_ids
     outputs = _FORWARD(
-        dense(student_logits),
-        dense(teacher_logits),
-        batched(layout.step_ids),
-        None if sampled_ids is None else batched(sampled_ids.detach().to(torch.int64).contiguous()),
-        layout.num_steps,
+        dense(inputs.student_logits),
+        dense(inputs.teacher_logits.detach()),
+        None if reference is None else dense(reference.detach()),
+        batched(inputs.step_ids),
+        None if sampled is None else batched(sampled.detach().to(torch.int64).contiguous()),
+        num_steps,
         spec.divergence,
         float(spec.beta),
         float(spec.temperature),
@@ -175,17 +177,3 @@ def _sweep(
     if is_packed:
         outputs = (*(each.squeeze(0) for each in outputs[:-1]), outputs[-1])
     return TokenStats._make(outputs)
-
-
-def _statistics(
-    stats: TokenStats, trajectory: Tensor, step_divergence: str, has_sampled: bool
-) -> StepStatistics:
-    count, kl, gap, nll, entropy = stats.step_sums.unbind(-1)
-    per_step = count.clamp(min=1.0)
-    dtype = stats.token_kl.dtype
-    return StepStatistics(
-        divergence=((kl if step_divergence == "kl" else gap) / per_step).to(dtype),
-        uncertainty=((nll if has_sampled else entropy) / per_step).to(dtype),
-        tokens=count.to(torch.int64),
-        trajectory=trajectory,
-    )

@@ -1,0 +1,5 @@
+"""The front doors: each checks its arguments, dispatches, weighs and reduces."""
+
+from sod_kernels.functional.logits import step_kl
+
+__all__ = ["step_kl"]
