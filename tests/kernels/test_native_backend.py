@@ -13,6 +13,7 @@ from sod_kernels.testing import (
     CASE_REASONS,
     StepKLCase,
     check_backend_forward_backward,
+    check_backend_log_probs,
     check_issue_targets,
     make_case,
     make_near_equal_pair,
@@ -28,29 +29,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def run(case: StepKLCase) -> tuple[TokenStats, torch.Tensor]:
-    stats = backend.forward(
-        case.student_logits,
-        case.teacher_logits,
-        case.step_ids,
-        case.sampled_ids,
-        case.num_steps,
-        case.spec,
-    )
-    grad = backend.backward(
-        case.grad_token_kl,
-        case.grad_student_log_probs,
-        case.grad_student_entropy,
-        case.student_logits,
-        case.teacher_logits,
-        case.step_ids,
-        case.sampled_ids,
-        stats.student_lse,
-        stats.teacher_lse,
-        stats.kl_aux,
-        stats.student_entropy,
-        case.spec,
-    )
-    return stats, grad
+    stats = backend.forward(case.inputs, case.num_steps, case.spec)
+    return stats, backend.backward(case.upstream, case.inputs, stats.row_state, case.spec)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,11 +40,27 @@ def test_every_case(name: str, divergence: str, dtype: torch.dtype) -> None:
     check_backend_forward_backward(backend, make_case(name, divergence=divergence, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_every_case_with_a_reference(name: str, divergence: str, dtype: torch.dtype) -> None:
+    case = make_case(name, divergence=divergence, dtype=dtype, with_reference=True)
+    check_backend_forward_backward(backend, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_log_probs_of_every_case(name: str, dtype: torch.dtype) -> None:
+    check_backend_log_probs(backend, make_case(name, dtype=dtype))
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
 @pytest.mark.parametrize("name", CASE_REASONS)
-def test_every_case_with_a_floor(name: str, divergence: str) -> None:
+def test_every_case_with_a_floor(name: str, divergence: str, with_reference: bool) -> None:
     # -6 nats lies inside every distribution, so a part of the columns is floored and a part is not.
-    check_backend_forward_backward(backend, make_case(name, divergence=divergence, min_log_prob=-6.0))
+    case = make_case(name, divergence=divergence, min_log_prob=-6.0, with_reference=with_reference)
+    check_backend_forward_backward(backend, case)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
