@@ -238,9 +238,7 @@ def _addresses(tensors: NamedTuple) -> dict[str, int]:
 def _logits(library: Any, logits: Tensor | None) -> Any:
     if logits is None:
         return library.Logits(data=0, stride_batch=0, stride_time=0)
-    return library.Logits(
-        data=logits.data_ptr(), stride_batch=logits.stride(0), stride_time=logits.stride(1)
-    )
+    return library.Logits(data=logits.data_ptr(), stride_batch=logits.stride(0), stride_time=logits.stride(1))
 
 
 def _rows(
