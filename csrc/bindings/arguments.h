@@ -32,8 +32,14 @@ inline Rows make_rows(int dtype, std::int64_t batch, std::int64_t time, std::int
 inline Problem make_problem(const Rows& rows, const Logits& student, const Logits& teacher,
                             const Logits& reference, int divergence, double beta, double min_log_prob,
                             Address sampled_ids) {
-  return {rows, student,      teacher, reference, static_cast<Divergence>(divergence),
-          beta, min_log_prob, pointer<std::int64_t>(sampled_ids)};
+  return {rows,
+          student,
+          teacher,
+          reference,
+          static_cast<Divergence>(divergence),
+          beta,
+          min_log_prob,
+          pointer<std::int64_t>(sampled_ids)};
 }
 
 inline ForwardOutputs make_outputs(Address token_kl, Address token_reference_kl, Address student_log_probs,

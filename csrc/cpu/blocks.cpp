@@ -176,7 +176,8 @@ SOD_CLONES void add_reference_gradients(const float* student, const float* refer
   const ReferenceGradientRow r = row;
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
-    gradient[i] += reference_gradient(student[i] - r.student_base, reference[i] - r.reference_base, r, exponent);
+    gradient[i] +=
+        reference_gradient(student[i] - r.student_base, reference[i] - r.reference_base, r, exponent);
   }
 }
 

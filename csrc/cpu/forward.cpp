@@ -84,8 +84,7 @@ RowState student_row(const RowTriple<T>& row, const Problem& problem, Exponent e
   const Floors floors{find_floor(row.reference, problem, exponent), 0};
   const RowTriple<T> pair{row.student, row.reference, nullptr};
   const PairState<double> sums = sweep<WeightedBy::kStudent>(pair, floors, size, exponent).pair;
-  RowState state =
-      finish_softmax({sums.student_max, sums.student_sum, sums.student_moment}, temperature);
+  RowState state = finish_softmax({sums.student_max, sums.student_sum, sums.student_moment}, temperature);
   const ReferenceState<double> reference{sums.teacher_max, sums.teacher_sum, sums.difference};
   finish_reference(state, reference, sums.student_sum, temperature);
   return state;
@@ -105,9 +104,9 @@ RowState jsd_row(const RowTriple<T>& row, const Problem& problem, Exponent expon
   JSDSums sums;
   Scratch student_scratch, teacher_scratch;
   for_each_block<T>({row.student, row.teacher}, size, [&](std::int64_t start, std::int64_t n) {
-    const JSDBlock block =
-        sum_jsd(widen(row.student + start, student_scratch, n), widen(row.teacher + start, teacher_scratch, n),
-                n, student.base, teacher.base, mixture, exponent);
+    const JSDBlock block = sum_jsd(widen(row.student + start, student_scratch, n),
+                                   widen(row.teacher + start, teacher_scratch, n), n, student.base,
+                                   teacher.base, mixture, exponent);
     sums.divergence += static_cast<double>(block.divergence);
     sums.student_weight += static_cast<double>(block.student_weight);
     sums.student_log_ratio += static_cast<double>(block.student_log_ratio);

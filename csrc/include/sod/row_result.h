@@ -48,12 +48,10 @@ SOD_INLINE RowState finish_kl(const PairState<double>& sums, Divergence divergen
   state.teacher_lse = log_sum_exp_of(sums.teacher_max, sums.teacher_sum, temperature);
   state.student_entropy = log_student_sum - sums.student_moment / sums.student_sum / temperature;
   if (divergence == Divergence::kReverseKL) {
-    state.divergence =
-        sums.difference / sums.student_sum / temperature - log_student_sum + log_teacher_sum;
+    state.divergence = sums.difference / sums.student_sum / temperature - log_student_sum + log_teacher_sum;
     state.aux = state.divergence;
   } else {
-    state.divergence =
-        sums.difference / sums.teacher_sum / temperature - log_teacher_sum + log_student_sum;
+    state.divergence = sums.difference / sums.teacher_sum / temperature - log_teacher_sum + log_student_sum;
     state.aux = sums.above_floor / sums.teacher_sum;
   }
   return state;
@@ -161,8 +159,7 @@ SOD_INLINE GradientRow make_student_gradient_row(double lse, double entropy, dou
   GradientRow row{};
   row.student_base = student.base;
   row.student_log_prob = static_cast<float>(-grad_entropy * factor / temperature);
-  row.constant =
-      static_cast<float>(-(grad_entropy * (entropy - student.residual) + grad_log_prob) * factor);
+  row.constant = static_cast<float>(-(grad_entropy * (entropy - student.residual) + grad_log_prob) * factor);
   return row;
 }
 
