@@ -71,8 +71,9 @@ inline LogProbOutputs make_log_prob_outputs(Address log_probs, Address student_e
 }
 
 inline LogProbBackwardInputs make_log_prob_upstream(Address log_probs, Address student_entropy,
-                                                    Address row_state) {
-  return {pointer<float>(log_probs), pointer<float>(student_entropy), pointer<LogProbState>(row_state)};
+                                                    Address row_state, Address picked) {
+  return {pointer<float>(log_probs), pointer<float>(student_entropy), pointer<LogProbState>(row_state),
+          pointer<float>(picked)};
 }
 
 template <class Struct, class Make, class... Names>
@@ -96,7 +97,7 @@ inline void define_arguments(py::module_& module) {
   define<LogProbOutputs>(module, "LogProbOutputs", &make_log_prob_outputs, "log_probs", "student_entropy",
                          "row_state");
   define<LogProbBackwardInputs>(module, "LogProbUpstream", &make_log_prob_upstream, "log_probs",
-                                "student_entropy", "row_state");
+                                "student_entropy", "row_state", "picked");
 }
 
 }  // namespace sod::bindings

@@ -59,7 +59,7 @@ Results run(Batch batch, float grad_entropy, int num_threads, bool is_in_place) 
                               num_threads);
   const std::vector<float> entropy(3, grad_entropy);
   float* gradient = is_in_place ? batch.student.data() : results.gradient.data();
-  sod::cpu::log_probs_backward(problem, {kGradients.data(), entropy.data(), state.data()},
+  sod::cpu::log_probs_backward(problem, {kGradients.data(), entropy.data(), state.data(), nullptr},
                                {gradient, batch.stride}, num_threads);
   if (is_in_place) results.gradient = batch.student;
   return results;

@@ -177,9 +177,15 @@ def log_probs_backward(
         gradient = _empty_gradient(library, student)
     else:
         gradient = _checked("log_probs_backward", out, student)
+    # The CUDA kernel writes over the logits before it comes back to those of the ids.
+    picked = torch.empty_like(upstream.log_probs) if student.device.type == "cuda" else None
     library.log_probs_backward(
         problem=problem,
-        upstream=library.LogProbUpstream(**_addresses(upstream), row_state=row_state.data_ptr()),
+        upstream=library.LogProbUpstream(
+            **_addresses(upstream),
+            row_state=row_state.data_ptr(),
+            picked=0 if picked is None else picked.data_ptr(),
+        ),
         gradient=library.Gradient(data=gradient.data_ptr(), width=student.shape[-1]),
         **_execution(student.device),
     )

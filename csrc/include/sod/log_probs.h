@@ -30,6 +30,7 @@ struct LogProbBackwardInputs {
   const float* grad_log_probs;  // (rows, num_ids), anything at absent ids
   const float* grad_student_entropy;
   const LogProbState* row_state;
+  float* picked;  // (rows, num_ids), contents undefined: for the CUDA kernel's own use; null on the CPU
 };
 
 }  // namespace sod
