@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/arguments.h"
+#include "cpu/log_probs.h"
 #include "cpu/memory.h"
 #include "cpu/step_kl.h"
 
@@ -10,16 +11,7 @@ namespace py = pybind11;
 
 namespace {
 
-void forward(const sod::bindings::Inputs& inputs, const sod::bindings::Outputs& outputs, int num_threads) {
-  const py::gil_scoped_release release;
-  sod::cpu::forward(inputs.student, inputs.teacher, inputs.problem, outputs.outputs, num_threads);
-}
-
-void backward(const sod::bindings::Inputs& inputs, const sod::bindings::Upstream& upstream, int num_threads) {
-  const py::gil_scoped_release release;
-  sod::cpu::backward(inputs.student, inputs.teacher, inputs.problem, upstream.inputs, upstream.gradient,
-                     num_threads);
-}
+using WithoutGil = py::call_guard<py::gil_scoped_release>;
 
 }  // namespace
 
@@ -33,9 +25,13 @@ PYBIND11_MODULE(_cpu, module) {
         return py::buffer_info(static_cast<std::uint8_t*>(pages.data()), pages.bytes());
       });
   module.def("release_kept_pages", &sod::cpu::release_kept_pages);
-  module.def("forward", &forward, py::arg("inputs"), py::arg("outputs"), py::kw_only(),
-             py::arg("num_threads"));
-  module.def("backward", &backward, py::arg("inputs"), py::arg("upstream"), py::kw_only(),
-             py::arg("num_threads"));
+  module.def("forward", &sod::cpu::forward, py::kw_only(), py::arg("problem"), py::arg("outputs"),
+             py::arg("num_threads"), WithoutGil());
+  module.def("backward", &sod::cpu::backward, py::kw_only(), py::arg("problem"), py::arg("upstream"),
+             py::arg("gradient"), py::arg("num_threads"), WithoutGil());
+  module.def("log_probs_forward", &sod::cpu::log_probs_forward, py::kw_only(), py::arg("problem"),
+             py::arg("outputs"), py::arg("num_threads"), WithoutGil());
+  module.def("log_probs_backward", &sod::cpu::log_probs_backward, py::kw_only(), py::arg("problem"),
+             py::arg("upstream"), py::arg("gradient"), py::arg("num_threads"), WithoutGil());
   module.def("has_threads", &sod::cpu::has_threads);
 }

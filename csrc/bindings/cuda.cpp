@@ -6,6 +6,7 @@
 #include <string>
 
 #include "bindings/arguments.h"
+#include "cuda/log_probs.h"
 #include "cuda/step_kl.h"
 
 namespace py = pybind11;
@@ -37,26 +38,35 @@ class DeviceGuard {
   bool is_changed_ = false;
 };
 
-cudaStream_t stream_at(std::uintptr_t address) {
-  return reinterpret_cast<cudaStream_t>(address);
+// Calls launch(stream) on the caller's device and stream.
+template <class Launch>
+void run(const char* what, int device, std::uintptr_t stream, Launch launch) {
+  const py::gil_scoped_release release;
+  const DeviceGuard guard(device);
+  check(launch(reinterpret_cast<cudaStream_t>(stream)), what);
 }
 
-void forward(const sod::bindings::Inputs& inputs, const sod::bindings::Outputs& outputs, int device,
+void forward(const sod::Problem& problem, const sod::ForwardOutputs& outputs, int device,
              std::uintptr_t stream) {
-  const py::gil_scoped_release release;
-  const DeviceGuard guard(device);
-  check(
-      sod::cuda::forward(inputs.student, inputs.teacher, inputs.problem, outputs.outputs, stream_at(stream)),
-      "forward");
+  run("forward", device, stream, [&](cudaStream_t on) { return sod::cuda::forward(problem, outputs, on); });
 }
 
-void backward(const sod::bindings::Inputs& inputs, const sod::bindings::Upstream& upstream, int device,
-              std::uintptr_t stream) {
-  const py::gil_scoped_release release;
-  const DeviceGuard guard(device);
-  check(sod::cuda::backward(inputs.student, inputs.teacher, inputs.problem, upstream.inputs,
-                            upstream.gradient, stream_at(stream)),
-        "backward");
+void backward(const sod::Problem& problem, const sod::BackwardInputs& upstream, const sod::Gradient& gradient,
+              int device, std::uintptr_t stream) {
+  run("backward", device, stream,
+      [&](cudaStream_t on) { return sod::cuda::backward(problem, upstream, gradient, on); });
+}
+
+void log_probs_forward(const sod::LogProbProblem& problem, const sod::LogProbOutputs& outputs, int device,
+                       std::uintptr_t stream) {
+  run("log_probs_forward", device, stream,
+      [&](cudaStream_t on) { return sod::cuda::log_probs_forward(problem, outputs, on); });
+}
+
+void log_probs_backward(const sod::LogProbProblem& problem, const sod::LogProbBackwardInputs& upstream,
+                        const sod::Gradient& gradient, int device, std::uintptr_t stream) {
+  run("log_probs_backward", device, stream,
+      [&](cudaStream_t on) { return sod::cuda::log_probs_backward(problem, upstream, gradient, on); });
 }
 
 // An empty string where a device can be used, otherwise the driver's own words.
@@ -73,9 +83,13 @@ std::string probe() {
 PYBIND11_MODULE(_cuda, module) {
   module.doc() = "Step-aware KL on CUDA devices.";
   sod::bindings::define_arguments(module);
-  module.def("forward", &forward, py::arg("inputs"), py::arg("outputs"), py::kw_only(), py::arg("device"),
+  module.def("forward", &forward, py::kw_only(), py::arg("problem"), py::arg("outputs"), py::arg("device"),
              py::arg("stream"));
-  module.def("backward", &backward, py::arg("inputs"), py::arg("upstream"), py::kw_only(), py::arg("device"),
-             py::arg("stream"));
+  module.def("backward", &backward, py::kw_only(), py::arg("problem"), py::arg("upstream"),
+             py::arg("gradient"), py::arg("device"), py::arg("stream"));
+  module.def("log_probs_forward", &log_probs_forward, py::kw_only(), py::arg("problem"), py::arg("outputs"),
+             py::arg("device"), py::arg("stream"));
+  module.def("log_probs_backward", &log_probs_backward, py::kw_only(), py::arg("problem"),
+             py::arg("upstream"), py::arg("gradient"), py::arg("device"), py::arg("stream"));
   module.def("probe", &probe);
 }

@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "cpu/rows.h"
 #include "cpu/step_kl.h"
 #include "sod/row_result.h"
@@ -7,86 +5,98 @@
 namespace sod::cpu {
 namespace {
 
+// The rows of one token whose gradient is wanted; null where a target has no gradient to give.
 template <class T>
-Normaliser restore_normaliser(float log_sum_exp, const T* row, const Problem& problem, Exponent exponent) {
-  if (!needs_remeasure(log_sum_exp)) return saved_normaliser(log_sum_exp, problem.temperature);
-  return remeasured(log_sum_exp, sweep_softmax(row, problem.vocab_size, exponent), problem.temperature);
+struct RowGradient {
+  const T* student;
+  const T* teacher;
+  const T* reference;
+  GradientRow pair;
+  ReferenceGradientRow second;
+  std::int64_t sampled_id;  // negative without
+  float onehot;             // what it gets on top
+};
+
+void pair_gradients(const float* s, const float* t, float* gradient, std::int64_t n, Divergence divergence,
+                    const GradientRow& row, Exponent exponent) {
+  switch (divergence) {
+    case Divergence::kReverseKL:
+      return reverse_kl_gradients(s, t, gradient, n, row, exponent);
+    case Divergence::kForwardKL:
+      return forward_kl_gradients(s, t, gradient, n, row, exponent);
+    case Divergence::kJSD:
+      return jsd_gradients(s, t, gradient, n, row, exponent);
+  }
 }
 
+// A block of the gradient is complete before it is stored, so `out` may be the student's row.
 template <class T>
-void sweep_gradient(const T* student, const T* teacher, T* out, const Problem& problem,
-                    const GradientRow& row, bool with_divergence, std::int64_t sampled_id, float onehot,
-                    Exponent exponent) {
-  Scratch student_scratch, teacher_scratch, gradient;
-  const T* second = with_divergence ? teacher : nullptr;
-  for_each_block(student, second, problem.vocab_size, [&](std::int64_t start, std::int64_t n) {
-    const float* s = widen(student + start, student_scratch, n);
-    float* g = gradient.values;
-    if (!with_divergence) {
-      student_gradients(s, g, n, row, exponent);
+void sweep(const RowGradient<T>& row, T* out, const Problem& problem, Exponent exponent) {
+  Scratch student_scratch, target_scratch, gradient;
+  float* g = gradient.values;
+  const Destination destination = destination_of(out, row.student);
+  const std::int64_t size = problem.rows.vocab_size;
+  for_each_block<T>({row.student, row.teacher, row.reference}, size, [&](std::int64_t start, std::int64_t n) {
+    const float* s = widen(row.student + start, student_scratch, n);
+    if (row.teacher == nullptr) {
+      student_gradients(s, g, n, row.pair, exponent);
     } else {
-      const float* t = widen(teacher + start, teacher_scratch, n);
-      switch (problem.divergence) {
-        case Divergence::kReverseKL:
-          reverse_kl_gradients(s, t, g, n, row, exponent);
-          break;
-        case Divergence::kForwardKL:
-          forward_kl_gradients(s, t, g, n, row, exponent);
-          break;
-        case Divergence::kJSD:
-          jsd_gradients(s, t, g, n, row, exponent);
-          break;
-      }
+      const float* t = widen(row.teacher + start, target_scratch, n);
+      pair_gradients(s, t, g, n, problem.divergence, row.pair, exponent);
     }
-    if (sampled_id >= start && sampled_id < start + n) g[sampled_id - start] += onehot;
-    store(g, out + start, n);
+    if (row.reference != nullptr) {
+      const float* r = widen(row.reference + start, target_scratch, n);
+      add_reference_gradients(s, r, g, n, row.second, exponent);
+    }
+    if (row.sampled_id >= start && row.sampled_id < start + n) g[row.sampled_id - start] += row.onehot;
+    store(g, out + start, n, destination);
   });
 }
 
 template <class T>
-void process_row(const Logits& student_logits, const Logits& teacher_logits, const Problem& problem,
-                 const BackwardInputs& inputs, const Gradient& gradient, std::int64_t row,
-                 Exponent exponent) {
-  T* out = static_cast<T*>(gradient.data) + row * gradient.width;
-  const bool is_sampled = problem.sampled_ids != nullptr;
-  const bool is_active = problem.step_ids[row] >= 0;
-  Upstream upstream{0, 0, 0};
-  if (is_active) {
-    upstream.token_kl = static_cast<double>(inputs.grad_token_kl[row]);
-    upstream.entropy = static_cast<double>(inputs.grad_student_entropy[row]);
-    if (is_sampled) upstream.log_prob = static_cast<double>(inputs.grad_student_log_probs[row]);
+RowGradient<T> prepare_row(const Problem& problem, const RowState& state, const Upstream& upstream,
+                           std::int64_t row) {
+  const double temperature = problem.rows.temperature;
+  RowGradient<T> gradient{};
+  gradient.student = row_of<T>(problem.student, problem.rows, row);
+  if (has_gradient(upstream.token_kl, state.divergence)) {
+    gradient.teacher = row_of<T>(problem.teacher, problem.rows, row);
+    gradient.pair = make_gradient_row(state, upstream, problem);
+  } else {
+    gradient.pair = make_student_gradient_row(state.student_lse, state.student_entropy, upstream.entropy,
+                                              upstream.log_prob, temperature);
   }
-  // A row that nothing depends on has no gradient: neither read nor computed.
-  if (upstream.token_kl == 0 && upstream.entropy == 0 && upstream.log_prob == 0) {
-    std::memset(static_cast<void*>(out), 0, static_cast<std::size_t>(gradient.width) * sizeof(T));
+  if (has_gradient(upstream.reference_kl, state.reference_kl)) {
+    gradient.reference = row_of<T>(problem.reference, problem.rows, row);
+    gradient.second = make_reference_gradient_row(state, upstream.reference_kl, problem);
+  }
+  gradient.sampled_id = problem.sampled_ids != nullptr ? problem.sampled_ids[row] : -1;
+  gradient.onehot = static_cast<float>(upstream.log_prob / temperature);
+  return gradient;
+}
+
+template <class T>
+void process_row(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
+                 std::int64_t row, Exponent exponent) {
+  T* out = row_of<T>(gradient, row);
+  const Upstream upstream = read_upstream(inputs, problem.rows.step_ids[row] >= 0, row);
+  if (is_zero(upstream)) {
+    fill_zeros(out, 0, gradient.width);
     return;
   }
-  const T* student = row_of<T>(student_logits, problem, row);
-  const T* teacher = row_of<T>(teacher_logits, problem, row);
-  const double kl_aux = static_cast<double>(inputs.kl_aux[row]);
-  const bool with_divergence = has_divergence_gradient(upstream.token_kl, kl_aux);
-  SavedRow saved{restore_normaliser(inputs.student_lse[row], student, problem, exponent),
-                 saved_normaliser(0.0f, 1.0), kl_aux, static_cast<double>(inputs.student_entropy[row])};
-  if (with_divergence)
-    saved.teacher = restore_normaliser(inputs.teacher_lse[row], teacher, problem, exponent);
-  const GradientRow coefficients = make_gradient_row(saved, upstream, with_divergence, problem);
-  const std::int64_t sampled_id = is_sampled ? problem.sampled_ids[row] : -1;
-  sweep_gradient(student, teacher, out, problem, coefficients, with_divergence, sampled_id,
-                 static_cast<float>(upstream.log_prob / problem.temperature), exponent);
-  std::memset(static_cast<void*>(out + problem.vocab_size), 0,
-              static_cast<std::size_t>(gradient.width - problem.vocab_size) * sizeof(T));
+  sweep(prepare_row<T>(problem, inputs.row_state[row], upstream, row), out, problem, exponent);
+  fill_zeros(out, problem.rows.vocab_size, gradient.width);
 }
 
 }  // namespace
 
-void backward(const Logits& student, const Logits& teacher, const Problem& problem,
-              const BackwardInputs& inputs, const Gradient& gradient, int num_threads) {
-  const Exponent exponent = make_exponent(problem.temperature);
-  const std::int64_t rows = problem.batch * problem.time;
-  with_row_type(problem.dtype, [&](auto* type) {
+void backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
+              int num_threads) {
+  const Exponent exponent = make_exponent(problem.rows.temperature);
+  with_row_type(problem.rows.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for_each_row(rows, gradient.width, num_threads, [&](std::int64_t row) {
-      process_row<T>(student, teacher, problem, inputs, gradient, row, exponent);
+    for_each_row(problem.rows, num_threads, [&](std::int64_t row) {
+      process_row<T>(problem, inputs, gradient, row, exponent);
       finish_stores();
     });
   });

@@ -91,6 +91,23 @@ SOD_CLONES void add_forward_kl(PairState<double>& state, const float* student, c
   add(state, PairState<float>{0, 0, student_sum, teacher_sum, moment, difference, above_floor});
 }
 
+SOD_CLONES void add_reference(ReferenceState<double>& state, const float* student, const float* reference,
+                              std::int64_t n, float student_max, double floor, Exponent exponent) {
+  const float student_base = base_of(student_max);
+  const float reference_base = base_of(state.max);
+  const float floor_in_block = static_cast<float>(floor - static_cast<double>(reference_base));
+  float sum = 0, difference = 0;
+#pragma omp simd reduction(+ : sum, difference)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const ReferenceEntry entry =
+        reference_entry(student[i] - student_base, reference[i] - reference_base, floor_in_block, exponent);
+    sum += entry.weight;
+    difference += entry.difference;
+  }
+  state.sum += static_cast<double>(sum);
+  state.difference += static_cast<double>(difference);
+}
+
 SOD_CLONES void add_softmax(SoftmaxState<double>& state, const float* x, std::int64_t n, Exponent exponent) {
   const float base = base_of(state.max);
   float sum = 0, moment = 0;
@@ -154,7 +171,17 @@ SOD_CLONES void jsd_gradients(const float* student, const float* teacher, float*
   }
 }
 
-void store_float32(const float* gradient, float* out, std::int64_t n) {
+SOD_CLONES void add_reference_gradients(const float* student, const float* reference, float* gradient,
+                                        std::int64_t n, const ReferenceGradientRow& row, Exponent exponent) {
+  const ReferenceGradientRow r = row;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    gradient[i] +=
+        reference_gradient(student[i] - r.student_base, reference[i] - r.reference_base, r, exponent);
+  }
+}
+
+void stream_float32(const float* gradient, float* out, std::int64_t n) {
   std::int64_t i = 0;
 #if defined(__SSE2__)
   // Whole cache lines: a partly written line would be read from memory first.
@@ -166,7 +193,11 @@ void store_float32(const float* gradient, float* out, std::int64_t n) {
     for (std::int64_t j = i; j < i + 16; j += 4) _mm_stream_ps(out + j, _mm_loadu_ps(gradient + j));
   }
 #endif
-  std::memcpy(out + i, gradient + i, static_cast<std::size_t>(n - i) * sizeof(float));
+  store_float32(gradient + i, out + i, n - i);
+}
+
+void store_float32(const float* gradient, float* out, std::int64_t n) {
+  std::memcpy(out, gradient, static_cast<std::size_t>(n) * sizeof(float));
 }
 
 SOD_CLONES void store_bfloat16(const float* gradient, std::uint16_t* out, std::int64_t n) {

@@ -29,6 +29,9 @@ void add_reverse_kl(PairState<double>& state, const float* student, const float*
                     double floor, Exponent exponent);
 void add_forward_kl(PairState<double>& state, const float* student, const float* teacher, std::int64_t n,
                     double floor, Exponent exponent);
+// `state` must have been rebased to `student_max`.
+void add_reference(ReferenceState<double>& state, const float* student, const float* reference,
+                   std::int64_t n, float student_max, double floor, Exponent exponent);
 void add_softmax(SoftmaxState<double>& state, const float* x, std::int64_t n, Exponent exponent);
 
 struct JSDBlock {
@@ -48,11 +51,16 @@ void forward_kl_gradients(const float* student, const float* teacher, float* gra
 void jsd_gradients(const float* student, const float* teacher, float* gradient, std::int64_t n,
                    const GradientRow& row, Exponent exponent);
 
-// Gradients are not read again soon: the float store goes past the cache where the processor can.
+// Adds to `gradient`.
+void add_reference_gradients(const float* student, const float* reference, float* gradient, std::int64_t n,
+                             const ReferenceGradientRow& row, Exponent exponent);
+
+// Gradients are not read again soon: this store goes past the cache where the processor can.
+void stream_float32(const float* gradient, float* out, std::int64_t n);
 void store_float32(const float* gradient, float* out, std::int64_t n);
 void store_bfloat16(const float* gradient, std::uint16_t* out, std::int64_t n);
 void store_float16(const float* gradient, std::uint16_t* out, std::int64_t n);
-// Makes the stores above visible to other threads.
+// Makes the streamed stores visible to other threads.
 void finish_stores();
 
 }  // namespace sod::cpu

@@ -6,132 +6,162 @@
 namespace sod::cpu {
 namespace {
 
-// The largest entries and sums of a row pair, needed for the KL and for the sampled log-probs.
-struct RowForward {
-  RowResult result;
-  Normaliser student;
-  Normaliser teacher;
+// The rows of one token; no reference without one.
+template <class T>
+struct RowTriple {
+  const T* student;
+  const T* teacher;
+  const T* reference;
 };
 
+// In raw logits, -inf for none.
+struct Floors {
+  double pair;  // under the teacher for the reverse KL, under the student for the forward KL
+  double reference;
+};
+
+struct Sums {
+  PairState<double> pair;
+  ReferenceState<double> reference;
+};
+
+// A floor lies under a log-probability, so the log-sum-exp of that side must be known first.
+template <class T>
+double find_floor(const T* row, const Problem& problem, Exponent exponent) {
+  const double temperature = problem.rows.temperature;
+  if (row == nullptr || problem.min_log_prob == -static_cast<double>(kInfinity)) return problem.min_log_prob;
+  const SoftmaxState<double> state = sweep_softmax(row, problem.rows.vocab_size, exponent);
+  return floor_in_logits(log_sum_exp_of(state.max, state.sum, temperature), problem.min_log_prob,
+                         temperature);
+}
+
+// Each block of the student comes from memory once, and from the cache for the reference.
 template <WeightedBy weighting, class T>
-PairState<double> sweep_pair(const T* student, const T* teacher, std::int64_t size, double floor,
-                             Exponent exponent) {
-  PairState<double> state;
-  Scratch student_scratch, teacher_scratch;
-  for_each_block(student, teacher, size, [&](std::int64_t start, std::int64_t n) {
-    const Block s = read_block(student + start, student_scratch, n);
-    const Block t = read_block(teacher + start, teacher_scratch, n);
-    rebase<weighting>(state, larger(state.student_max, s.max), larger(state.teacher_max, t.max), exponent);
+Sums sweep(const RowTriple<T>& row, const Floors& floors, std::int64_t size, Exponent exponent) {
+  Sums sums;
+  PairState<double>& pair = sums.pair;
+  Scratch student_scratch, teacher_scratch, reference_scratch;
+  for_each_block<T>({row.student, row.teacher, row.reference}, size, [&](std::int64_t start, std::int64_t n) {
+    const Block s = read_block(row.student + start, student_scratch, n);
+    const Block t = read_block(row.teacher + start, teacher_scratch, n);
+    const float student_max = larger(pair.student_max, s.max);
+    if (row.reference != nullptr) {
+      const Block r = read_block(row.reference + start, reference_scratch, n);
+      rebase(sums.reference, pair, student_max, larger(sums.reference.max, r.max), exponent);
+      add_reference(sums.reference, s.values, r.values, n, student_max, floors.reference, exponent);
+    }
+    rebase<weighting>(pair, student_max, larger(pair.teacher_max, t.max), exponent);
     if constexpr (weighting == WeightedBy::kStudent) {
-      add_reverse_kl(state, s.values, t.values, n, floor, exponent);
+      add_reverse_kl(pair, s.values, t.values, n, floors.pair, exponent);
     } else {
-      add_forward_kl(state, s.values, t.values, n, floor, exponent);
+      add_forward_kl(pair, s.values, t.values, n, floors.pair, exponent);
     }
   });
+  return sums;
+}
+
+template <WeightedBy weighting, class T>
+RowState kl_row(const RowTriple<T>& row, const Problem& problem, Exponent exponent) {
+  const T* floored = weighting == WeightedBy::kStudent ? row.teacher : row.student;
+  const Floors floors{find_floor(floored, problem, exponent), find_floor(row.reference, problem, exponent)};
+  const Sums sums = sweep<weighting>(row, floors, problem.rows.vocab_size, exponent);
+  const double temperature = problem.rows.temperature;
+  RowState state = finish_kl(sums.pair, problem.divergence, temperature);
+  if (row.reference != nullptr) {
+    finish_reference(state, sums.reference, sums.pair.student_sum, temperature);
+  }
   return state;
 }
 
-// KL either way. Its floor lies under a log-probability, so the log-sum-exp of that side must be known first.
-template <WeightedBy weighting, class T>
-RowForward kl_row(const T* student, const T* teacher, const Problem& problem, Exponent exponent) {
-  double floor = problem.min_log_prob;
-  if (floor != -static_cast<double>(kInfinity)) {
-    const T* floored = weighting == WeightedBy::kStudent ? teacher : student;
-    const SoftmaxState<double> state = sweep_softmax(floored, problem.vocab_size, exponent);
-    const Normaliser normaliser = make_normaliser(state.max, state.sum, problem.temperature);
-    floor = floor_in_logits(normaliser, problem.min_log_prob, problem.temperature);
+// The student's sums; with a reference their pair is that of a reverse KL, in the same walk.
+template <class T>
+RowState student_row(const RowTriple<T>& row, const Problem& problem, Exponent exponent) {
+  const double temperature = problem.rows.temperature;
+  const std::int64_t size = problem.rows.vocab_size;
+  if (row.reference == nullptr) {
+    return finish_softmax(sweep_softmax(row.student, size, exponent), temperature);
   }
-  const PairState<double> sums = sweep_pair<weighting>(student, teacher, problem.vocab_size, floor, exponent);
-  return {finish_kl(sums, problem.divergence, problem.temperature),
-          make_normaliser(sums.student_max, sums.student_sum, problem.temperature),
-          make_normaliser(sums.teacher_max, sums.teacher_sum, problem.temperature)};
+  const Floors floors{find_floor(row.reference, problem, exponent), 0};
+  const RowTriple<T> pair{row.student, row.reference, nullptr};
+  const PairState<double> sums = sweep<WeightedBy::kStudent>(pair, floors, size, exponent).pair;
+  RowState state = finish_softmax({sums.student_max, sums.student_sum, sums.student_moment}, temperature);
+  const ReferenceState<double> reference{sums.teacher_max, sums.teacher_sum, sums.difference};
+  finish_reference(state, reference, sums.student_sum, temperature);
+  return state;
 }
 
 // The mixture needs both log-sum-exps before its first entry.
 template <class T>
-RowForward jsd_row(const T* student, const T* teacher, const Problem& problem, Exponent exponent) {
-  const SoftmaxState<double> student_state = sweep_softmax(student, problem.vocab_size, exponent);
-  const SoftmaxState<double> teacher_state = sweep_softmax(teacher, problem.vocab_size, exponent);
-  const double temperature = problem.temperature;
-  const Normaliser student_normaliser = make_normaliser(student_state.max, student_state.sum, temperature);
-  const Normaliser teacher_normaliser = make_normaliser(teacher_state.max, teacher_state.sum, temperature);
-  const Mixture mixture = make_mixture(problem.beta, student_normaliser, teacher_normaliser);
+RowState jsd_row(const RowTriple<T>& row, const Problem& problem, Exponent exponent) {
+  const double temperature = problem.rows.temperature;
+  const std::int64_t size = problem.rows.vocab_size;
+  RowState state = student_row(row, problem, exponent);
+  const SoftmaxState<double> teacher_sums = sweep_softmax(row.teacher, size, exponent);
+  state.teacher_lse = log_sum_exp_of(teacher_sums.max, teacher_sums.sum, temperature);
+  const Normaliser student = make_normaliser(state.student_lse, temperature);
+  const Normaliser teacher = make_normaliser(state.teacher_lse, temperature);
+  const Mixture mixture = make_mixture(problem.beta, student, teacher);
   JSDSums sums;
   Scratch student_scratch, teacher_scratch;
-  for_each_block(student, teacher, problem.vocab_size, [&](std::int64_t start, std::int64_t n) {
-    const JSDBlock block =
-        sum_jsd(widen(student + start, student_scratch, n), widen(teacher + start, teacher_scratch, n), n,
-                student_normaliser.base, teacher_normaliser.base, mixture, exponent);
+  for_each_block<T>({row.student, row.teacher}, size, [&](std::int64_t start, std::int64_t n) {
+    const JSDBlock block = sum_jsd(widen(row.student + start, student_scratch, n),
+                                   widen(row.teacher + start, teacher_scratch, n), n, student.base,
+                                   teacher.base, mixture, exponent);
     sums.divergence += static_cast<double>(block.divergence);
     sums.student_weight += static_cast<double>(block.student_weight);
     sums.student_log_ratio += static_cast<double>(block.student_log_ratio);
   });
-  return {finish_jsd(student_state, student_normaliser, teacher_normaliser, sums, problem.beta, temperature),
-          student_normaliser, teacher_normaliser};
+  finish_jsd(state, sums, problem.beta);
+  return state;
 }
 
 template <class T>
-RowForward forward_row(const T* student, const T* teacher, const Problem& problem, Exponent exponent) {
+RowState forward_row(const RowTriple<T>& row, const Problem& problem, Exponent exponent) {
   switch (problem.divergence) {
     case Divergence::kReverseKL:
-      return kl_row<WeightedBy::kStudent>(student, teacher, problem, exponent);
+      return kl_row<WeightedBy::kStudent>(row, problem, exponent);
     case Divergence::kForwardKL:
-      return kl_row<WeightedBy::kTeacher>(student, teacher, problem, exponent);
+      return kl_row<WeightedBy::kTeacher>(row, problem, exponent);
     case Divergence::kJSD:
       break;
   }
-  return jsd_row(student, teacher, problem, exponent);
-}
-
-void write_row(const ForwardOutputs& outputs, std::int64_t row, const RowResult& result) {
-  outputs.token_kl[row] = result.token_kl;
-  outputs.student_entropy[row] = result.student_entropy;
-  outputs.student_lse[row] = result.student_lse;
-  outputs.teacher_lse[row] = result.teacher_lse;
-  outputs.kl_aux[row] = result.kl_aux;
+  return jsd_row(row, problem, exponent);
 }
 
 template <class T>
-void process_row(const Logits& student_logits, const Logits& teacher_logits, const Problem& problem,
-                 const ForwardOutputs& outputs, std::int64_t row, Exponent exponent) {
-  const bool is_sampled = problem.sampled_ids != nullptr;
-  if (problem.step_ids[row] < 0) {
-    write_row(outputs, row, {0, 0, 0, 0, 0});
-    if (is_sampled) outputs.student_log_probs[row] = outputs.teacher_log_probs[row] = 0;
+void process_row(const Problem& problem, const ForwardOutputs& outputs, std::int64_t row, Exponent exponent) {
+  if (problem.rows.step_ids[row] < 0) {
+    write_zeros(outputs, row);
     return;
   }
-  const T* student = row_of<T>(student_logits, problem, row);
-  const T* teacher = row_of<T>(teacher_logits, problem, row);
-  const RowForward forward = forward_row(student, teacher, problem, exponent);
-  write_row(outputs, row, forward.result);
-  if (!is_sampled) return;
+  const RowTriple<T> logits{row_of<T>(problem.student, problem.rows, row),
+                            row_of<T>(problem.teacher, problem.rows, row),
+                            row_of<T>(problem.reference, problem.rows, row)};
+  const RowState state = forward_row(logits, problem, exponent);
+  write_row(outputs, row, state);
+  if (problem.sampled_ids == nullptr) return;
   const std::int64_t id = problem.sampled_ids[row];
-  const SampledLogProbs sampled = sampled_log_probs(widen_one(student + id), widen_one(teacher + id),
-                                                    forward.student, forward.teacher, problem);
-  outputs.student_log_probs[row] = sampled.student;
-  outputs.teacher_log_probs[row] = sampled.teacher;
+  write_sampled(outputs, row, state, widen_one(logits.student + id), widen_one(logits.teacher + id), problem);
 }
 
 // One thread, in row order: cheap beside the sweeps, and the same bits every time.
 void sum_steps(const Problem& problem, const ForwardOutputs& outputs) {
   StepSums* steps = reinterpret_cast<StepSums*>(outputs.step_sums);
   std::fill(steps, steps + outputs.num_steps, StepSums{});
-  for (std::int64_t row = 0; row < problem.batch * problem.time; ++row) {
-    const std::int64_t step = problem.step_ids[row];
-    if (step >= 0) add_token(steps[step], outputs, problem.sampled_ids != nullptr, row);
+  for (std::int64_t row = 0; row < problem.rows.count(); ++row) {
+    const std::int64_t step = problem.rows.step_ids[row];
+    if (step >= 0) add_token(steps[step], outputs, row);
   }
 }
 
 }  // namespace
 
-void forward(const Logits& student, const Logits& teacher, const Problem& problem,
-             const ForwardOutputs& outputs, int num_threads) {
-  const Exponent exponent = make_exponent(problem.temperature);
-  with_row_type(problem.dtype, [&](auto* type) {
+void forward(const Problem& problem, const ForwardOutputs& outputs, int num_threads) {
+  const Exponent exponent = make_exponent(problem.rows.temperature);
+  with_row_type(problem.rows.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for_each_row(problem.batch * problem.time, problem.vocab_size, num_threads, [&](std::int64_t row) {
-      process_row<T>(student, teacher, problem, outputs, row, exponent);
-    });
+    for_each_row(problem.rows, num_threads,
+                 [&](std::int64_t row) { process_row<T>(problem, outputs, row, exponent); });
   });
   sum_steps(problem, outputs);
 }

@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <initializer_list>
 
 #include "cpu/blocks.h"
 #include "sod/number.h"
+#include "sod/rows.h"
 #include "sod/softmax_state.h"
 
 namespace sod::cpu {
@@ -67,24 +70,44 @@ inline float widen_one(const Float16* x) {
   return float_from_float16(x->bits);
 }
 
-inline void store(const float* gradient, float* out, std::int64_t n) {
-  store_float32(gradient, out, n);
+// Where a gradient goes: into memory of its own, or over the logits, whose lines are in the cache already.
+enum class Destination { kFresh, kOverLogits };
+
+template <class T>
+Destination destination_of(const T* out, const T* student) {
+  return out == student ? Destination::kOverLogits : Destination::kFresh;
 }
-inline void store(const float* gradient, BFloat16* out, std::int64_t n) {
+
+inline void store(const float* gradient, float* out, std::int64_t n, Destination destination) {
+  if (destination == Destination::kFresh) {
+    stream_float32(gradient, out, n);
+  } else {
+    store_float32(gradient, out, n);
+  }
+}
+inline void store(const float* gradient, BFloat16* out, std::int64_t n, Destination) {
   store_bfloat16(gradient, &out->bits, n);
 }
-inline void store(const float* gradient, Float16* out, std::int64_t n) {
+inline void store(const float* gradient, Float16* out, std::int64_t n, Destination) {
   store_float16(gradient, &out->bits, n);
 }
 
-// Calls visit(start, length) for every block, having asked for the data of the one after it.
+// Columns [from, to) become 0.
+template <class T>
+void fill_zeros(T* out, std::int64_t from, std::int64_t to) {
+  std::memset(static_cast<void*>(out + from), 0, static_cast<std::size_t>(to - from) * sizeof(T));
+}
+
+// Calls visit(start, length) for every block, having asked for the data of the one after it. Null rows are
+// left out.
 template <class T, class Visit>
-void for_each_block(const T* first, const T* second, std::int64_t size, Visit visit) {
+void for_each_block(std::initializer_list<const T*> rows, std::int64_t size, Visit visit) {
   for (std::int64_t start = 0; start < size; start += kBlock) {
     const std::int64_t n = std::min(kBlock, size - start);
     const std::int64_t ahead = std::min(kBlock, size - start - n) * static_cast<std::int64_t>(sizeof(T));
-    prefetch(first + start + n, ahead);
-    if (second != nullptr) prefetch(second + start + n, ahead);
+    for (const T* row : rows) {
+      if (row != nullptr) prefetch(row + start + n, ahead);
+    }
     visit(start, n);
   }
 }
@@ -93,7 +116,7 @@ template <class T>
 SoftmaxState<double> sweep_softmax(const T* row, std::int64_t size, Exponent exponent) {
   SoftmaxState<double> state;
   Scratch scratch;
-  for_each_block<T>(row, nullptr, size, [&](std::int64_t start, std::int64_t n) {
+  for_each_block<T>({row}, size, [&](std::int64_t start, std::int64_t n) {
     const Block block = read_block(row + start, scratch, n);
     rebase(state, larger(state.max, block.max), exponent);
     add_softmax(state, block.values, n, exponent);
@@ -104,14 +127,15 @@ SoftmaxState<double> sweep_softmax(const T* row, std::int64_t size, Exponent exp
 // Runs work(row) for every row. Rows differ in cost (those of no step are nearly free), so they are handed
 // out in small bunches; which thread takes a row never changes its result.
 template <class Work>
-void for_each_row(std::int64_t rows, std::int64_t row_size, int num_threads, Work work) {
+void for_each_row(const Rows& rows, int num_threads, Work work) {
   constexpr std::int64_t kEntriesPerBunch = 32768;
   const std::int64_t bunch =
-      std::max<std::int64_t>(1, kEntriesPerBunch / std::max<std::int64_t>(1, row_size));
+      std::max<std::int64_t>(1, kEntriesPerBunch / std::max<std::int64_t>(1, rows.vocab_size));
+  const std::int64_t count = rows.count();
   (void)bunch;
   (void)num_threads;
 #pragma omp parallel for schedule(dynamic, bunch) num_threads(num_threads)
-  for (std::int64_t row = 0; row < rows; ++row) work(row);
+  for (std::int64_t row = 0; row < count; ++row) work(row);
 }
 
 // Calls work with a null pointer of the row type that `dtype` names.

@@ -5,14 +5,13 @@
 
 namespace sod::cpu {
 
-// Reads each active row pair once; twice for JSD, and the floored side once more with a floor. Allocates
-// nothing.
-void forward(const Logits& student, const Logits& teacher, const Problem& problem,
-             const ForwardOutputs& outputs, int num_threads);
+// Reads each active row once; student and teacher twice for JSD, and every floored side once more with a
+// floor. Allocates nothing.
+void forward(const Problem& problem, const ForwardOutputs& outputs, int num_threads);
 
-// Reads each active row pair once and writes the gradient once. Allocates nothing.
-void backward(const Logits& student, const Logits& teacher, const Problem& problem,
-              const BackwardInputs& inputs, const Gradient& gradient, int num_threads);
+// Reads each active row once and writes the gradient once, also over the student's logits. Allocates nothing.
+void backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
+              int num_threads);
 
 // False where the library was built without OpenMP: every call then runs on one thread.
 bool has_threads();

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ARCHITECTURES = ("80", "90", "100")
-SOURCES = ("forward.cu", "backward.cu")
+SOURCES = ("forward.cu", "backward.cu", "log_probs.cu", "step_sums.cu")
 _HERE = Path(__file__).resolve().parent
 _ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)\w?'")
 _SPILLS = re.compile(
@@ -58,7 +58,7 @@ def _demangle(names: Sequence[str]) -> list[str]:
         return list(names)
     text = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True).stdout
     # The parameter list says nothing that the template arguments do not.
-    noise = re.compile(r"\(anonymous namespace\)::|sod::cuda::|\(sod::(?:Logits|Problem).*$")
+    noise = re.compile(r"\(anonymous namespace\)::|sod::cuda::|\(sod::(?:Problem|LogProbProblem|Rows).*$")
     return [noise.sub("", line).strip() for line in text.splitlines()]
 
 

@@ -1,7 +1,7 @@
 #include "cuda/rows.cuh"
 #include "cuda/step_kl.h"
+#include "cuda/step_sums.cuh"
 #include "sod/row_result.h"
-#include "sod/segments.h"
 
 namespace sod::cuda {
 namespace {
@@ -9,78 +9,145 @@ namespace {
 // ---- kernels
 // ------------------------------------------------------------------------------------------------
 
-struct RowForward {
-  RowResult result;
-  Normaliser student;
-  Normaliser teacher;
+// The rows of one token; no reference without one.
+template <class T>
+struct RowTriple {
+  const T* student;
+  const T* teacher;
+  const T* reference;
 };
 
-// KL either way: one sweep with a running maximum per thread, after one over the floored side if there is a
-// floor.
-template <WeightedBy weighting, int width, class T>
-__device__ RowForward kl_row(const T* student, const T* teacher, const Problem& problem, Exponent exponent,
-                             Shared& shared) {
-  double floor = problem.min_log_prob;
-  if (floor != -static_cast<double>(kInfinity)) {
-    const T* floored = weighting == WeightedBy::kStudent ? teacher : student;
-    const SoftmaxState<double> state = sweep_softmax<width>(floored, problem.vocab_size, exponent, shared);
-    floor = floor_in_logits(make_normaliser(state.max, state.sum, problem.temperature), floor,
-                            problem.temperature);
-  }
-  PairState<float> state;
-  for_each_pack<width>(problem.vocab_size, [&](std::int64_t start, auto entries) {
-    constexpr int n = decltype(entries)::value;
-    const Pack<T, n> s = load<T, n>(student + start);
-    const Pack<T, n> t = load<T, n>(teacher + start);
-    float student_max = state.student_max;
-    float teacher_max = state.teacher_max;
+// In raw logits, -inf for none.
+struct Floors {
+  double pair;  // under the teacher for the reverse KL, under the student for the forward KL
+  double reference;
+};
+
+struct Sums {
+  PairState<double> pair;
+  ReferenceState<double> reference;
+};
+
+// A floor lies under a log-probability, so the log-sum-exp of that side must be known first.
+template <int width, class T>
+__device__ double find_floor(const T* row, const Problem& problem, Exponent exponent, Shared& shared) {
+  if (problem.min_log_prob == -static_cast<double>(kInfinity)) return problem.min_log_prob;
+  const double temperature = problem.rows.temperature;
+  const SoftmaxState<double> state = sweep_softmax<width>(row, problem.rows.vocab_size, exponent, shared);
+  return floor_in_logits(log_sum_exp_of(state.max, state.sum, temperature), problem.min_log_prob,
+                         temperature);
+}
+
+template <class T, int n>
+__device__ __forceinline__ float largest(const Pack<T, n>& pack, float max) {
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
-      student_max = larger(student_max, to_float(s.values[i]));
-      teacher_max = larger(teacher_max, to_float(t.values[i]));
+  for (int i = 0; i < n; ++i) max = larger(max, to_float(pack.values[i]));
+  return max;
+}
+
+// One walk with running maxima per thread.
+template <WeightedBy weighting, bool has_reference, int width, class T>
+__device__ Sums sweep(const RowTriple<T>& row, const Floors& floors, std::int64_t size, Exponent exponent,
+                      Shared& shared) {
+  PairState<float> pair;
+  ReferenceState<float> second;
+  for_each_pack<width>(size, [&](std::int64_t start, auto entries) {
+    constexpr int n = decltype(entries)::value;
+    const Pack<T, n> s = load<T, n>(row.student + start);
+    const Pack<T, n> t = load<T, n>(row.teacher + start);
+    Pack<T, n> r;
+    const float student_max = largest(s, pair.student_max);
+    [[maybe_unused]] float reference_base = 0, reference_floor = 0;
+    if constexpr (has_reference) {
+      r = load<T, n>(row.reference + start);
+      rebase(second, pair, student_max, largest(r, second.max), exponent);
+      reference_base = base_of(second.max);
+      reference_floor = static_cast<float>(floors.reference - static_cast<double>(reference_base));
     }
-    rebase<weighting>(state, student_max, teacher_max, exponent);
-    const float student_base = base_of(student_max);
-    const float teacher_base = base_of(teacher_max);
+    rebase<weighting>(pair, student_max, largest(t, pair.teacher_max), exponent);
+    const float student_base = base_of(pair.student_max);
+    const float teacher_base = base_of(pair.teacher_max);
     const float other_base = weighting == WeightedBy::kStudent ? teacher_base : student_base;
-    const float floor_here = static_cast<float>(floor - static_cast<double>(other_base));
+    const float floor = static_cast<float>(floors.pair - static_cast<double>(other_base));
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       const float a = to_float(s.values[i]) - student_base;
       const float b = to_float(t.values[i]) - teacher_base;
-      const KLEntry entry = weighting == WeightedBy::kStudent ? reverse_kl_entry(a, b, floor_here, exponent)
-                                                              : forward_kl_entry(a, b, floor_here, exponent);
-      add(state, PairState<float>{0, 0, entry.student_weight, entry.teacher_weight, entry.student_moment,
-                                  entry.difference, entry.above_floor});
+      const KLEntry entry = weighting == WeightedBy::kStudent ? reverse_kl_entry(a, b, floor, exponent)
+                                                              : forward_kl_entry(a, b, floor, exponent);
+      add(pair, PairState<float>{0, 0, entry.student_weight, entry.teacher_weight, entry.student_moment,
+                                 entry.difference, entry.above_floor});
+      if constexpr (has_reference) {
+        const float c = to_float(r.values[i]) - reference_base;
+        const ReferenceEntry other = reference_entry(a, c, reference_floor, exponent);
+        second.sum += other.weight;
+        second.difference += other.difference;
+      }
     }
   });
-  const PairState<double> sums = reduce<weighting>(state, exponent, shared);
-  return {finish_kl(sums, problem.divergence, problem.temperature),
-          make_normaliser(sums.student_max, sums.student_sum, problem.temperature),
-          make_normaliser(sums.teacher_max, sums.teacher_sum, problem.temperature)};
+  Sums sums;
+  if constexpr (has_reference) sums.reference = reduce(second, pair, exponent, shared);
+  sums.pair = reduce<weighting>(pair, exponent, shared);
+  return sums;
 }
 
-// Two sweeps: the mixture needs both log-sum-exps before its first entry.
-template <int width, class T>
-__device__ RowForward jsd_row(const T* student, const T* teacher, const Problem& problem, Exponent exponent,
-                              Shared& shared) {
-  const double temperature = problem.temperature;
-  const SoftmaxState<double> student_state =
-      sweep_softmax<width>(student, problem.vocab_size, exponent, shared);
-  const SoftmaxState<double> teacher_state =
-      sweep_softmax<width>(teacher, problem.vocab_size, exponent, shared);
-  const Normaliser student_normaliser = make_normaliser(student_state.max, student_state.sum, temperature);
-  const Normaliser teacher_normaliser = make_normaliser(teacher_state.max, teacher_state.sum, temperature);
-  const Mixture mixture = make_mixture(problem.beta, student_normaliser, teacher_normaliser);
+template <WeightedBy weighting, bool has_reference, int width, class T>
+__device__ RowState kl_row(const RowTriple<T>& row, const Problem& problem, Exponent exponent,
+                           Shared& shared) {
+  const T* floored = weighting == WeightedBy::kStudent ? row.teacher : row.student;
+  Floors floors{find_floor<width>(floored, problem, exponent, shared), 0};
+  if constexpr (has_reference) floors.reference = find_floor<width>(row.reference, problem, exponent, shared);
+  const Sums sums =
+      sweep<weighting, has_reference, width>(row, floors, problem.rows.vocab_size, exponent, shared);
+  const double temperature = problem.rows.temperature;
+  RowState state = finish_kl(sums.pair, problem.divergence, temperature);
+  if constexpr (has_reference) {
+    finish_reference(state, sums.reference, sums.pair.student_sum, temperature);
+  }
+  return state;
+}
+
+// The student's sums; with a reference their pair is that of a reverse KL, in the same walk.
+template <bool has_reference, int width, class T>
+__device__ RowState student_row(const RowTriple<T>& row, const Problem& problem, Exponent exponent,
+                                Shared& shared) {
+  const double temperature = problem.rows.temperature;
+  const std::int64_t size = problem.rows.vocab_size;
+  if constexpr (has_reference) {
+    const Floors floors{find_floor<width>(row.reference, problem, exponent, shared), 0};
+    const RowTriple<T> pair{row.student, row.reference, nullptr};
+    const PairState<double> sums =
+        sweep<WeightedBy::kStudent, false, width>(pair, floors, size, exponent, shared).pair;
+    RowState state = finish_softmax({sums.student_max, sums.student_sum, sums.student_moment}, temperature);
+    finish_reference(state, {sums.teacher_max, sums.teacher_sum, sums.difference}, sums.student_sum,
+                     temperature);
+    return state;
+  } else {
+    return finish_softmax(sweep_softmax<width>(row.student, size, exponent, shared), temperature);
+  }
+}
+
+// The mixture needs both log-sum-exps before its first entry.
+template <bool has_reference, int width, class T>
+__device__ RowState jsd_row(const RowTriple<T>& row, const Problem& problem, Exponent exponent,
+                            Shared& shared) {
+  const double temperature = problem.rows.temperature;
+  const std::int64_t size = problem.rows.vocab_size;
+  RowState state = student_row<has_reference, width>(row, problem, exponent, shared);
+  const SoftmaxState<double> teacher_sums = sweep_softmax<width>(row.teacher, size, exponent, shared);
+  state.teacher_lse = log_sum_exp_of(teacher_sums.max, teacher_sums.sum, temperature);
+  const Normaliser student = make_normaliser(state.student_lse, temperature);
+  const Normaliser teacher = make_normaliser(state.teacher_lse, temperature);
+  const Mixture mixture = make_mixture(problem.beta, student, teacher);
   float divergence = 0, student_weight = 0, student_log_ratio = 0;
-  for_each_pack<width>(problem.vocab_size, [&](std::int64_t start, auto entries) {
+  for_each_pack<width>(size, [&](std::int64_t start, auto entries) {
     constexpr int n = decltype(entries)::value;
-    const Pack<T, n> s = load<T, n>(student + start);
-    const Pack<T, n> t = load<T, n>(teacher + start);
+    const Pack<T, n> s = load<T, n>(row.student + start);
+    const Pack<T, n> t = load<T, n>(row.teacher + start);
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const JSDEntry entry = jsd_entry(to_float(s.values[i]) - student_normaliser.base,
-                                       to_float(t.values[i]) - teacher_normaliser.base, mixture, exponent);
+      const JSDEntry entry = jsd_entry(to_float(s.values[i]) - student.base,
+                                       to_float(t.values[i]) - teacher.base, mixture, exponent);
       divergence += entry.divergence;
       student_weight += entry.student_weight;
       student_log_ratio += entry.student_log_ratio;
@@ -89,126 +156,88 @@ __device__ RowForward jsd_row(const T* student, const T* teacher, const Problem&
   const JSDSums sums{reduce_sum(static_cast<double>(divergence), shared),
                      reduce_sum(static_cast<double>(student_weight), shared),
                      reduce_sum(static_cast<double>(student_log_ratio), shared)};
-  return {finish_jsd(student_state, student_normaliser, teacher_normaliser, sums, problem.beta, temperature),
-          student_normaliser, teacher_normaliser};
+  finish_jsd(state, sums, problem.beta);
+  return state;
 }
 
-template <class T>
-__device__ void write_row(const ForwardOutputs& outputs, const Problem& problem, std::int64_t row,
-                          const RowForward& forward, const T* student, const T* teacher) {
-  outputs.token_kl[row] = forward.result.token_kl;
-  outputs.student_entropy[row] = forward.result.student_entropy;
-  outputs.student_lse[row] = forward.result.student_lse;
-  outputs.teacher_lse[row] = forward.result.teacher_lse;
-  outputs.kl_aux[row] = forward.result.kl_aux;
-  if (problem.sampled_ids == nullptr) return;
-  const std::int64_t id = problem.sampled_ids[row];
-  const SampledLogProbs sampled = sampled_log_probs(to_float(student[id]), to_float(teacher[id]),
-                                                    forward.student, forward.teacher, problem);
-  outputs.student_log_probs[row] = sampled.student;
-  outputs.teacher_log_probs[row] = sampled.teacher;
-}
-
-__device__ void write_zeros(const ForwardOutputs& outputs, bool is_sampled, std::int64_t row) {
-  outputs.token_kl[row] = outputs.student_entropy[row] = outputs.kl_aux[row] = 0;
-  outputs.student_lse[row] = outputs.teacher_lse[row] = 0;
-  if (is_sampled) outputs.student_log_probs[row] = outputs.teacher_log_probs[row] = 0;
-}
-
-// One block per row. Reads the row pair once (JSD: twice), keeps five sums per thread, writes seven floats.
-// Rows of no step cost one load of their step id.
-template <class T, Divergence divergence, int width>
+// One block per row. Reads each row once (JSD: student and teacher twice), keeps five sums per thread, seven
+// with a reference, and writes a few numbers. Rows of no step cost one load of their step id.
+template <class T, Divergence divergence, bool has_reference, int width>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    forward_kernel(Logits student_logits, Logits teacher_logits, Problem problem, ForwardOutputs outputs) {
+    forward_kernel(Problem problem, ForwardOutputs outputs) {
   __shared__ Shared shared;
   const std::int64_t row = blockIdx.x;
-  if (problem.step_ids[row] < 0) {
-    if (threadIdx.x == 0) write_zeros(outputs, problem.sampled_ids != nullptr, row);
+  if (problem.rows.step_ids[row] < 0) {
+    if (threadIdx.x == 0) write_zeros(outputs, row);
     return;
   }
-  const T* student = row_of<T>(student_logits, problem, row);
-  const T* teacher = row_of<T>(teacher_logits, problem, row);
-  const Exponent exponent = make_exponent(problem.temperature);
-  RowForward forward;
+  RowTriple<T> logits{row_of<T>(problem.student, problem.rows, row),
+                      row_of<T>(problem.teacher, problem.rows, row), nullptr};
+  if constexpr (has_reference) logits.reference = row_of<T>(problem.reference, problem.rows, row);
+  const Exponent exponent = make_exponent(problem.rows.temperature);
+  RowState state;
   if constexpr (divergence == Divergence::kReverseKL) {
-    forward = kl_row<WeightedBy::kStudent, width>(student, teacher, problem, exponent, shared);
+    state = kl_row<WeightedBy::kStudent, has_reference, width>(logits, problem, exponent, shared);
   } else if constexpr (divergence == Divergence::kForwardKL) {
-    forward = kl_row<WeightedBy::kTeacher, width>(student, teacher, problem, exponent, shared);
+    state = kl_row<WeightedBy::kTeacher, has_reference, width>(logits, problem, exponent, shared);
   } else {
-    forward = jsd_row<width>(student, teacher, problem, exponent, shared);
+    state = jsd_row<has_reference, width>(logits, problem, exponent, shared);
   }
-  if (threadIdx.x == 0) write_row(outputs, problem, row, forward, student, teacher);
-}
-
-// One block per step: its threads walk over all rows, each adding those of the step in row order, and are
-// then added up in a fixed order. Reads the step ids once per step.
-__global__ void __launch_bounds__(kThreads) step_sums_kernel(Problem problem, ForwardOutputs outputs) {
-  __shared__ Shared shared;
-  const std::int64_t step = blockIdx.x;
-  const std::int64_t rows = problem.batch * problem.time;
-  StepSums sums;
-  for (std::int64_t row = threadIdx.x; row < rows; row += kThreads) {
-    if (problem.step_ids[row] == step) add_token(sums, outputs, problem.sampled_ids != nullptr, row);
-  }
-  for (int column = 0; column < kStepColumns; ++column) {
-    const double sum = reduce_sum(sums.values[column], shared);
-    if (threadIdx.x == 0) outputs.step_sums[step * kStepColumns + column] = sum;
-  }
+  if (threadIdx.x != 0) return;
+  write_row(outputs, row, state);
+  widen_span(outputs, problem.rows, row);
+  if (problem.sampled_ids == nullptr) return;
+  const std::int64_t id = problem.sampled_ids[row];
+  write_sampled(outputs, row, state, to_float(logits.student[id]), to_float(logits.teacher[id]), problem);
 }
 
 // ---- launchers
 // ----------------------------------------------------------------------------------------------
 
-template <class T, Divergence divergence>
-void launch(const Logits& student, const Logits& teacher, const Problem& problem,
-            const ForwardOutputs& outputs, cudaStream_t stream) {
-  const unsigned rows = static_cast<unsigned>(problem.batch * problem.time);
-  if (is_aligned<T>(student.data, student.stride_batch, student.stride_time) &&
-      is_aligned<T>(teacher.data, teacher.stride_batch, teacher.stride_time)) {
-    forward_kernel<T, divergence, kPackWidth<T>>
-        <<<rows, kThreads, 0, stream>>>(student, teacher, problem, outputs);
+template <class T, Divergence divergence, bool has_reference>
+void launch(const Problem& problem, const ForwardOutputs& outputs, cudaStream_t stream) {
+  const unsigned rows = static_cast<unsigned>(problem.rows.count());
+  if (is_aligned<T>(problem.student) && is_aligned<T>(problem.teacher) && is_aligned<T>(problem.reference)) {
+    forward_kernel<T, divergence, has_reference, kPackWidth<T>>
+        <<<rows, kThreads, 0, stream>>>(problem, outputs);
   } else {
-    forward_kernel<T, divergence, 1><<<rows, kThreads, 0, stream>>>(student, teacher, problem, outputs);
+    forward_kernel<T, divergence, has_reference, 1><<<rows, kThreads, 0, stream>>>(problem, outputs);
+  }
+}
+
+template <class T, Divergence divergence>
+void launch(const Problem& problem, const ForwardOutputs& outputs, cudaStream_t stream) {
+  if (problem.reference.data != nullptr) {
+    launch<T, divergence, true>(problem, outputs, stream);
+  } else {
+    launch<T, divergence, false>(problem, outputs, stream);
   }
 }
 
 template <class T>
-void launch(const Logits& student, const Logits& teacher, const Problem& problem,
-            const ForwardOutputs& outputs, cudaStream_t stream) {
+void launch(const Problem& problem, const ForwardOutputs& outputs, cudaStream_t stream) {
   switch (problem.divergence) {
     case Divergence::kReverseKL:
-      return launch<T, Divergence::kReverseKL>(student, teacher, problem, outputs, stream);
+      return launch<T, Divergence::kReverseKL>(problem, outputs, stream);
     case Divergence::kForwardKL:
-      return launch<T, Divergence::kForwardKL>(student, teacher, problem, outputs, stream);
+      return launch<T, Divergence::kForwardKL>(problem, outputs, stream);
     case Divergence::kJSD:
-      return launch<T, Divergence::kJSD>(student, teacher, problem, outputs, stream);
+      return launch<T, Divergence::kJSD>(problem, outputs, stream);
   }
 }
 
 }  // namespace
 
-cudaError_t forward(const Logits& student, const Logits& teacher, const Problem& problem,
-                    const ForwardOutputs& outputs, cudaStream_t stream) {
-  if (problem.batch * problem.time > 0) {
-    switch (problem.dtype) {
-      case DType::kFloat32:
-        launch<float>(student, teacher, problem, outputs, stream);
-        break;
-      case DType::kBFloat16:
-        launch<__nv_bfloat16>(student, teacher, problem, outputs, stream);
-        break;
-      case DType::kFloat16:
-        launch<__half>(student, teacher, problem, outputs, stream);
-        break;
-    }
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) return error;
+cudaError_t forward(const Problem& problem, const ForwardOutputs& outputs, cudaStream_t stream) {
+  const cudaError_t error = clear_spans(outputs, stream);
+  if (error != cudaSuccess) return error;
+  if (problem.rows.count() > 0) {
+    with_row_type(problem.rows.dtype, [&](auto* type) {
+      launch<std::remove_pointer_t<decltype(type)>>(problem, outputs, stream);
+    });
   }
-  if (outputs.num_steps > 0) {
-    const unsigned steps = static_cast<unsigned>(outputs.num_steps);
-    step_sums_kernel<<<steps, kThreads, 0, stream>>>(problem, outputs);
-  }
-  return cudaGetLastError();
+  const cudaError_t launch_error = cudaGetLastError();
+  return launch_error != cudaSuccess ? launch_error : sum_spans(problem.rows, outputs, stream);
 }
 
 }  // namespace sod::cuda

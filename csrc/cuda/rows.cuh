@@ -7,13 +7,13 @@
 #include <cstdint>
 
 #include "sod/number.h"
+#include "sod/rows.h"
 #include "sod/softmax_state.h"
-#include "sod/step_kl.h"
 
 namespace sod::cuda {
 
 constexpr int kThreads = 256;
-// Leaves 80 registers to a thread, which no kernel fills, and 24 warps to a processor.
+// Leaves 80 registers to a thread, which no kernel outgrows, and 24 warps to a processor.
 constexpr int kBlocksPerProcessor = 3;
 constexpr int kWarps = kThreads / 32;
 
@@ -60,16 +60,41 @@ __device__ __forceinline__ void store(T* address, const Pack<T, width>& pack) {
   }
 }
 
-// Whether every row of `logits` can be read in packs.
+// Whether every row can be read, or written, in packs; so it is where there are none.
 template <class T>
-inline bool is_aligned(const void* data, std::int64_t stride_batch, std::int64_t stride_time) {
-  const bool is_base_aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
-  return is_base_aligned && stride_batch % kPackWidth<T> == 0 && stride_time % kPackWidth<T> == 0;
+inline bool is_aligned(const Logits& logits) {
+  const bool is_base_aligned = reinterpret_cast<std::uintptr_t>(logits.data) % 16 == 0;
+  return is_base_aligned && logits.stride_batch % kPackWidth<T> == 0 &&
+         logits.stride_time % kPackWidth<T> == 0;
+}
+
+template <class T>
+inline bool is_aligned(const Gradient& gradient) {
+  return is_aligned<T>(Logits{gradient.data, 0, gradient.width});
+}
+
+// Calls launch with a null pointer of the type that `dtype` names.
+template <class Launch>
+inline void with_row_type(DType dtype, Launch launch) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch(static_cast<float*>(nullptr));
+    case DType::kBFloat16:
+      return launch(static_cast<__nv_bfloat16*>(nullptr));
+    case DType::kFloat16:
+      return launch(static_cast<__half*>(nullptr));
+  }
 }
 
 template <int width>
 struct Width {
   static constexpr int value = width;
+};
+
+// A bool as a type, for lambdas.
+template <bool flag>
+struct Flag {
+  static constexpr bool value = flag;
 };
 
 // Calls visit(start, Width) for this thread's packs of a row: packs of `width`, then single entries for the
@@ -84,6 +109,17 @@ __device__ __forceinline__ void for_each_pack(std::int64_t size, Visit visit) {
   if constexpr (width > 1) {
     if (whole + threadIdx.x < size) visit(whole + threadIdx.x, Width<1>{});
   }
+}
+
+template <int width, class T>
+__device__ void fill_zeros(T* out, std::int64_t size) {
+  for_each_pack<width>(size, [&](std::int64_t start, auto entries) {
+    constexpr int n = decltype(entries)::value;
+    Pack<T, n> zeros;
+#pragma unroll
+    for (int i = 0; i < n; ++i) zeros.values[i] = from_float<T>(0.0f);
+    store<T, n>(out + start, zeros);
+  });
 }
 
 // ---- reductions: every thread gets the result, added up in the same order every time
@@ -113,7 +149,17 @@ __device__ __forceinline__ double reduce_sum(double value, Shared& shared) {
   return reduce(value, [](double x, double y) { return x + y; }, shared.doubles);
 }
 
-// Brings all threads to the row's largest entries, then adds: a merge of all states at once.
+// Brings all threads to the row's largest entries, then adds: a merge of all states at once. The reference
+// goes before the pair.
+__device__ inline ReferenceState<double> reduce(ReferenceState<float> state, const PairState<float>& pair,
+                                                Exponent exponent, Shared& shared) {
+  const float student_max = reduce_max(pair.student_max, shared);
+  const float max = reduce_max(state.max, shared);
+  rebase(state, pair, student_max, max, exponent);
+  return {max, reduce_sum(static_cast<double>(state.sum), shared),
+          reduce_sum(static_cast<double>(state.difference), shared)};
+}
+
 template <WeightedBy weighting>
 __device__ PairState<double> reduce(PairState<float> state, Exponent exponent, Shared& shared) {
   const float student_max = reduce_max(state.student_max, shared);

@@ -8,12 +8,12 @@
 
 namespace sod::cuda {
 
-// Reads each active row pair once; twice for JSD, and the floored side once more with a floor.
-cudaError_t forward(const Logits& student, const Logits& teacher, const Problem& problem,
-                    const ForwardOutputs& outputs, cudaStream_t stream);
+// Reads each active row once; student and teacher twice for JSD, and every floored side once more with a
+// floor.
+cudaError_t forward(const Problem& problem, const ForwardOutputs& outputs, cudaStream_t stream);
 
-// Reads each active row pair once and writes the gradient once.
-cudaError_t backward(const Logits& student, const Logits& teacher, const Problem& problem,
-                     const BackwardInputs& inputs, const Gradient& gradient, cudaStream_t stream);
+// Reads each active row once and writes the gradient once, also over the student's logits.
+cudaError_t backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
+                     cudaStream_t stream);
 
 }  // namespace sod::cuda

@@ -39,6 +39,17 @@ void check_kl(float a, float b) {
   EXPECT(forward_error <= 2e-6 * static_cast<double>(p * std::fabs(own) + q));
 }
 
+void check_reference(float a, float c) {
+  const Real p = power(a), u = static_cast<Real>(a) - static_cast<Real>(c);
+  const sod::ReferenceEntry entry = sod::reference_entry(a, c, -INFINITY, kUnit);
+  EXPECT_CLOSE(entry.weight, static_cast<double>(power(c)), 2e-6);
+  EXPECT_CLOSE(entry.difference, static_cast<double>(p * u), 2e-6);
+  const sod::ReferenceGradientRow row{0, 0, -INFINITY, 0.7f, 0.3f};
+  const double error =
+      std::fabs(sod::reference_gradient(a, c, row, kUnit) - static_cast<double>(p * (0.7f * u + 0.3f)));
+  EXPECT(error <= 2e-6 * static_cast<double>(p * (std::fabs(u) + 1)));
+}
+
 void check_jsd(float a, float b, float beta) {
   const Real p = power(a), q = power(b), m = (1 - static_cast<Real>(beta)) * p + static_cast<Real>(beta) * q;
   const Real value =
@@ -65,6 +76,7 @@ int main() {
   for (float a = 0.0f; a > -12.0f; a -= 0.371f) {
     for (float b = 0.0f; b > -12.0f; b -= 0.413f) {
       check_kl(a, b);
+      check_reference(a, b);
       for (const float beta : {0.1f, 0.5f, 0.9f}) check_jsd(a, b, beta);
     }
     check_kl(a, a);
@@ -84,6 +96,11 @@ int main() {
   EXPECT(sod::forward_kl_entry(none, -1.0f, none, kUnit).difference == INFINITY);
   EXPECT_CLOSE(sod::forward_kl_entry(none, -1.0f, -5.0f, kUnit).difference, std::exp(-1.0) * 4, 1e-6);
   EXPECT(sod::forward_kl_entry(-6.0f, -1.0f, -5.0f, kUnit).above_floor == 0.0f);
+  EXPECT(sod::reference_entry(none, none, none, kUnit).difference == 0.0f);
+  EXPECT(sod::reference_entry(-1.0f, none, none, kUnit).difference == INFINITY);
+  EXPECT_CLOSE(sod::reference_entry(-1.0f, none, -5.0f, kUnit).difference, std::exp(-1.0) * 4, 1e-6);
+  EXPECT(sod::reference_gradient(none, -1.0f, {0, 0, none, 0.7f, 0.3f}, kUnit) == 0.0f);
+  EXPECT(sod::reference_gradient(none, none, {0, 0, none, 0.7f, 0.3f}, kUnit) == 0.0f);
   const sod::GradientRow row{0, 0, none, 0.7f, 0.0f, 0.3f, {0.5f, 1.0f, 1.0f}};
   EXPECT(sod::reverse_kl_gradient(none, -1.0f, row, kUnit) == 0.0f);
   EXPECT(sod::reverse_kl_gradient(none, none, row, kUnit) == 0.0f);

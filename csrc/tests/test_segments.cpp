@@ -14,17 +14,17 @@ int main() {
 
   // Rows 0, 2 and 3 of one step, out of order.
   sod::StepSums sums;
-  for (const int row : {3, 0, 2}) sod::add_token(sums, outputs, true, row);
+  for (const int row : {3, 0, 2}) sod::add_token(sums, outputs, row);
   EXPECT(sums.values[0] == 3);
   EXPECT(sums.values[1] == 7.0);
   EXPECT(sums.values[2] == 2.0 + 1.0 + 0.5);
   EXPECT(sums.values[3] == 7.0);
   EXPECT(sums.values[4] == 0.875);
 
-  // Without sampled ids the log-probs are not looked at.
+  // Without sampled ids there are no log-probs.
   outputs.student_log_probs = outputs.teacher_log_probs = nullptr;
   sod::StepSums unsampled;
-  sod::add_token(unsampled, outputs, false, 2);
+  sod::add_token(unsampled, outputs, 2);
   EXPECT(unsampled.values[1] == 2.0);
   EXPECT(unsampled.values[2] == 0.0);
   EXPECT(unsampled.values[3] == 0.0);

@@ -58,14 +58,48 @@ void check(const Row& student, const Row& teacher, sod::Divergence divergence) {
   expect_same(sod::merge<weighting>(PairState<double>{}, x, kUnit), x, 0.0);
   expect_same(sod::merge<weighting>(x, y, kUnit), sod::merge<weighting>(y, x, kUnit), 1e-15);
   const sod::test::Truth truth = sod::test::truth_of(student, teacher, divergence, 0.5, 1.0, -INFINITY);
-  const sod::RowResult result = sod::finish_kl(left, divergence, 1.0);
-  EXPECT_CLOSE(static_cast<double>(result.token_kl), static_cast<double>(truth.divergence), 2e-6);
-  EXPECT_CLOSE(static_cast<double>(result.student_entropy), static_cast<double>(truth.entropy), 2e-6);
+  const sod::RowState state = sod::finish_kl(left, divergence, 1.0);
+  EXPECT_CLOSE(state.divergence, static_cast<double>(truth.divergence), 2e-6);
+  EXPECT_CLOSE(state.student_entropy, static_cast<double>(truth.entropy), 2e-6);
+}
+
+// The reference's sums, gathered beside those of a pair whose bases move with every part of the row, are
+// those that the reference has as a pair's teacher.
+void check_reference(const Row& student, const Row& reference) {
+  const std::size_t size = student.size();
+  PairState<double> pair;
+  sod::ReferenceState<double> state;
+  for (std::size_t part = 0; part < 3; ++part) {
+    const std::size_t from = part * size / 3, to = (part + 1) * size / 3;
+    float student_max = pair.student_max, max = state.max;
+    for (std::size_t i = from; i < to; ++i) {
+      student_max = sod::larger(student_max, student[i]);
+      max = sod::larger(max, reference[i]);
+    }
+    sod::rebase(state, pair, student_max, max, kUnit);
+    sod::rebase<WeightedBy::kStudent>(pair, student_max, student_max, kUnit);
+    for (std::size_t i = from; i < to; ++i) {
+      const float a = student[i] - sod::base_of(student_max), c = reference[i] - sod::base_of(max);
+      const sod::ReferenceEntry entry = sod::reference_entry(a, c, -sod::kInfinity, kUnit);
+      state.sum += static_cast<double>(entry.weight);
+      state.difference += static_cast<double>(entry.difference);
+      pair.student_sum += static_cast<double>(sod::exp_of(a, kUnit));
+    }
+  }
+  const auto wanted = state_of<WeightedBy::kStudent>(student, reference, 0, size);
+  EXPECT(state.max == wanted.teacher_max);
+  EXPECT_CLOSE(state.sum, wanted.teacher_sum, 2e-6);
+  sod::RowState row{};
+  sod::finish_reference(row, state, pair.student_sum, 1.0);
+  const sod::test::Truth truth =
+      sod::test::truth_of(student, reference, sod::Divergence::kReverseKL, 0.5, 1.0, -INFINITY);
+  EXPECT_CLOSE(row.reference_kl, static_cast<double>(truth.divergence), 2e-6);
 }
 
 void check_both(const Row& student, const Row& teacher) {
   check<WeightedBy::kStudent>(student, teacher, sod::Divergence::kReverseKL);
   check<WeightedBy::kTeacher>(student, teacher, sod::Divergence::kForwardKL);
+  check_reference(student, teacher);
 }
 
 }  // namespace
@@ -99,8 +133,8 @@ int main() {
   // A row without any finite entry has no distribution.
   const Row nothing(300, -INFINITY);
   const auto none = state_of<WeightedBy::kStudent>(nothing, teacher, 0, 300);
-  EXPECT(std::isnan(sod::finish_kl(none, sod::Divergence::kReverseKL, 1.0).token_kl));
+  EXPECT(std::isnan(sod::finish_kl(none, sod::Divergence::kReverseKL, 1.0).divergence));
   const auto none_teacher = state_of<WeightedBy::kStudent>(student, nothing, 0, 300);
-  EXPECT(std::isnan(sod::finish_kl(none_teacher, sod::Divergence::kReverseKL, 1.0).token_kl));
+  EXPECT(std::isnan(sod::finish_kl(none_teacher, sod::Divergence::kReverseKL, 1.0).divergence));
   return sod::test::finish();
 }

@@ -1,21 +1,31 @@
-"""Runs `step_kl`'s two sweeps in the compiled libraries: C++ for CPU tensors, CUDA C++ for CUDA tensors."""
+"""Runs the sweeps in the compiled libraries: C++ for CPU tensors, CUDA C++ for CUDA tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sod_kernels.native import loader
-from sod_kernels.types import DivergenceSpec, TokenStats
+from sod_kernels.types import (
+    DivergenceSpec,
+    LogProbGradients,
+    LogProbInputs,
+    LogProbStats,
+    RowState,
+    TokenGradients,
+    TokenInputs,
+    TokenStats,
+)
 
 # The numbers of the enums in csrc/include/sod.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _DIVERGENCES = {"reverse_kl": 0, "forward_kl": 1, "jsd": 2}
 _NUM_STEP_COLUMNS = 5
+_NUM_LOG_PROB_STATE_COLUMNS = 2
 # From here on a CPU gradient gets pages that are kept between uses; smaller ones come from the heap anyway.
 _KEPT_PAGES_FROM_BYTES = 8 << 20
 
@@ -34,23 +44,13 @@ def availability(device_type: str) -> str | None:
     return loader.unavailable_reason(device_type)
 
 
-def forward(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    step_ids: Tensor,
-    sampled_ids: Tensor | None,
-    num_steps: int,
-    spec: DivergenceSpec,
-) -> TokenStats:
+def forward(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenStats:
     """Compute the token statistics of every row of a step and their sums per step.
 
     The arguments must have passed the checks of the functional layer; only what would be unsafe is looked at.
 
     Args:
-        student_logits: (B, T, V*) float32, bfloat16 or float16; any strides for B and T, 1 for V.
-        teacher_logits: (B, T, V*) of the same dtype and device; its width may differ.
-        step_ids: (B, T) int64, contiguous; negative where the row belongs to no step.
-        sampled_ids: (B, T) int64, contiguous, or None.
+        inputs: Logits in float32, bfloat16 or float16, any strides for B and T; step ids and sampled ids.
         num_steps: Number of steps S.
         spec: What to compute.
 
@@ -61,81 +61,135 @@ def forward(
         TypeError: The logits have a dtype without compiled kernels.
         NativeUnavailableError: The library for the tensors' device cannot run here.
     """
-    library = loader.load(student_logits.device.type)
-    inputs = _inputs(library, student_logits, teacher_logits, step_ids, sampled_ids, spec)
-    device = student_logits.device
-    # (B, T) each
-    token_kl, entropy, student_lse, teacher_lse, kl_aux = (
-        torch.empty(step_ids.shape, dtype=torch.float32, device=device) for _ in range(5)
-    )
-    sampled_shape = step_ids.shape if sampled_ids is not None else (0,)
-    student_log_probs, teacher_log_probs = (
-        torch.empty(sampled_shape, dtype=torch.float32, device=device) for _ in range(2)
-    )
-    step_sums = torch.empty((num_steps, _NUM_STEP_COLUMNS), dtype=torch.float64, device=device)
+    device, shape = inputs.student_logits.device, inputs.step_ids.shape
+    library = loader.load(device.type)
+
+    def tokens(is_given: bool = True) -> Tensor:
+        return torch.empty(shape if is_given else (0,), dtype=torch.float32, device=device)
+
+    has_sampled = inputs.sampled_ids is not None
     stats = TokenStats(
-        token_kl, student_log_probs, teacher_log_probs, entropy, student_lse, teacher_lse, kl_aux, step_sums
+        token_kl=tokens(),
+        token_reference_kl=tokens(inputs.reference_logits is not None),
+        student_log_probs=tokens(has_sampled),
+        teacher_log_probs=tokens(has_sampled),
+        student_entropy=tokens(),
+        row_state=torch.empty((*shape, len(RowState)), dtype=torch.float64, device=device),
+        step_sums=torch.empty((num_steps, _NUM_STEP_COLUMNS), dtype=torch.float64, device=device),
     )
-    outputs = library.Outputs(**_addresses(stats._asdict()), num_steps=num_steps)
-    library.forward(inputs, outputs, **_execution(device))
+    library.forward(
+        problem=_problem(library, "forward", inputs, spec),
+        outputs=library.Outputs(**_addresses(stats), num_steps=num_steps),
+        **_execution(device),
+    )
     return stats
 
 
 def backward(
-    grad_token_kl: Tensor,
-    grad_student_log_probs: Tensor,
-    grad_student_entropy: Tensor,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    step_ids: Tensor,
-    sampled_ids: Tensor | None,
-    student_lse: Tensor,
-    teacher_lse: Tensor,
-    kl_aux: Tensor,
-    student_entropy: Tensor,
+    upstream: TokenGradients,
+    inputs: TokenInputs,
+    row_state: Tensor,
     spec: DivergenceSpec,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Compute the gradient of the student logits from the three upstream gradients.
+    """Compute the gradient of the student logits from the upstream gradients.
 
     Args:
-        grad_token_kl: (B, T) float32.
-        grad_student_log_probs: (B, T) float32; not read without `sampled_ids`.
-        grad_student_entropy: (B, T) float32.
-        student_logits: As in `forward`.
-        teacher_logits: As in `forward`.
-        step_ids: As in `forward`.
-        sampled_ids: As in `forward`.
-        student_lse: (B, T) float32 from `forward`, like the three after it.
-        teacher_lse: (B, T) float32.
-        kl_aux: (B, T) float32.
-        student_entropy: (B, T) float32.
+        upstream: (B, T) float32 each, contiguous.
+        inputs: As in `forward`.
+        row_state: (B, T, 7) float64 from `forward`.
         spec: What `forward` computed.
+        out: Takes the gradient; may be the student's logits. None for a fresh tensor.
 
     Returns:
         (B, T, V*) like `student_logits`, contiguous; 0 at rows of no step and at padding columns.
 
     Raises:
         TypeError: The logits have a dtype without compiled kernels.
+        ValueError: `out` cannot be written without spoiling other memory.
         NativeUnavailableError: The library for the tensors' device cannot run here.
     """
-    library = loader.load(student_logits.device.type)
-    inputs = _inputs(library, student_logits, teacher_logits, step_ids, sampled_ids, spec)
-    # (B, T, V*)
-    grad_student_logits = _empty_gradient(library, student_logits)
-    tensors = {
-        # Autograd hands in expanded scalars and the like; these are small.
-        "grad_token_kl": grad_token_kl.contiguous(),
-        "grad_student_log_probs": grad_student_log_probs.contiguous(),
-        "grad_student_entropy": grad_student_entropy.contiguous(),
-        "student_lse": student_lse,
-        "teacher_lse": teacher_lse,
-        "kl_aux": kl_aux,
-        "student_entropy": student_entropy,
-        "grad_student_logits": grad_student_logits,
-    }
-    upstream = library.Upstream(**_addresses(tensors), width=student_logits.shape[-1])
-    library.backward(inputs, upstream, **_execution(student_logits.device))
-    return grad_student_logits
+    student = inputs.student_logits
+    library = loader.load(student.device.type)
+    problem = _problem(library, "backward", inputs, spec)
+    gradient = _empty_gradient(library, student) if out is None else _checked("backward", out, student)
+    library.backward(
+        problem=problem,
+        upstream=library.Upstream(**_addresses(upstream), row_state=row_state.data_ptr()),
+        gradient=library.Gradient(data=gradient.data_ptr(), width=student.shape[-1]),
+        **_execution(student.device),
+    )
+    return gradient
+
+
+def log_probs_forward(inputs: LogProbInputs) -> LogProbStats:
+    """Compute the log-probabilities of K ids per row and the entropy, of the student alone.
+
+    Args:
+        inputs: Logits in float32, bfloat16 or float16, any strides for B and T; step ids, and ids.
+
+    Returns:
+        The statistics; every element is written.
+
+    Raises:
+        TypeError: The logits have a dtype without compiled kernels.
+        NativeUnavailableError: The library for the tensors' device cannot run here.
+    """
+    device, shape = inputs.student_logits.device, inputs.step_ids.shape
+    library = loader.load(device.type)
+    stats = LogProbStats(
+        log_probs=torch.empty(inputs.ids.shape, dtype=torch.float32, device=device),
+        student_entropy=torch.empty(shape, dtype=torch.float32, device=device),
+        row_state=torch.empty((*shape, _NUM_LOG_PROB_STATE_COLUMNS), dtype=torch.float64, device=device),
+    )
+    library.log_probs_forward(
+        problem=_log_prob_problem(library, "log_probs_forward", inputs),
+        outputs=library.LogProbOutputs(**_addresses(stats)),
+        **_execution(device),
+    )
+    return stats
+
+
+def log_probs_backward(
+    upstream: LogProbGradients, inputs: LogProbInputs, row_state: Tensor, *, out: Tensor | None = None
+) -> Tensor:
+    """Compute the gradient of the student logits from those of the log-probabilities and the entropy.
+
+    Args:
+        upstream: (B, T, K) and (B, T) float32, contiguous.
+        inputs: As in `log_probs_forward`.
+        row_state: (B, T, 2) float64 from `log_probs_forward`.
+        out: Takes the gradient; may be the student's logits. None for a fresh tensor.
+
+    Returns:
+        (B, T, V*) like `student_logits`, contiguous; 0 at rows of no step and at padding columns.
+
+    Raises:
+        TypeError: The logits have a dtype without compiled kernels.
+        ValueError: `out` cannot be written without spoiling other memory.
+        NativeUnavailableError: The library for the tensors' device cannot run here.
+    """
+    student = inputs.student_logits
+    library = loader.load(student.device.type)
+    problem = _log_prob_problem(library, "log_probs_backward", inputs)
+    if out is None:
+        gradient = _empty_gradient(library, student)
+    else:
+        gradient = _checked("log_probs_backward", out, student)
+    # The CUDA kernel writes over the logits before it comes back to those of the ids.
+    picked = torch.empty_like(upstream.log_probs) if student.device.type == "cuda" else None
+    library.log_probs_backward(
+        problem=problem,
+        upstream=library.LogProbUpstream(
+            **_addresses(upstream),
+            row_state=row_state.data_ptr(),
+            picked=0 if picked is None else picked.data_ptr(),
+        ),
+        gradient=library.Gradient(data=gradient.data_ptr(), width=student.shape[-1]),
+        **_execution(student.device),
+    )
+    return gradient
 
 
 def release_memory() -> int:
@@ -162,45 +216,89 @@ def _empty_gradient(library: Any, like: Tensor) -> Tensor:
     return torch.frombuffer(library.Pages(num_bytes), dtype=like.dtype).view(like.shape)
 
 
-def _addresses(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Name the addresses like their tensors; the caller keeps the tensors alive."""
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
-
-
-def _inputs(
-    library: Any,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    step_ids: Tensor,
-    sampled_ids: Tensor | None,
-    spec: DivergenceSpec,
-) -> Any:
-    """Turn checked tensors into the library's argument struct; the caller keeps the tensors alive."""
-    dtype = student_logits.dtype
-    if dtype not in _DTYPES:
-        raise TypeError(
-            f"native backend: student_logits has dtype {dtype}, but the compiled kernels take float32, "
-            'bfloat16 and float16. Convert the logits, or use backend="reference".'
+def _checked(function: str, out: Tensor, like: Tensor) -> Tensor:
+    """Refuse memory that the kernels would spoil: they know of `out` only its address."""
+    wanted = (like.shape, like.dtype, like.device)
+    if (out.shape, out.dtype, out.device) != wanted or not out.is_contiguous():
+        raise ValueError(
+            f"native {function}: out is {tuple(out.shape)} {out.dtype} on {out.device} with strides "
+            f"{out.stride()}; wanted a contiguous tensor like student_logits, {tuple(like.shape)} "
+            f"{like.dtype} on {like.device}. Pass such a tensor, or None."
         )
-    batch, time, _ = student_logits.shape
-    floor = -math.inf if spec.min_log_prob is None else spec.min_log_prob
-    return library.Inputs(
-        student=student_logits.data_ptr(),
-        student_stride_batch=student_logits.stride(0),
-        student_stride_time=student_logits.stride(1),
-        teacher=teacher_logits.data_ptr(),
-        teacher_stride_batch=teacher_logits.stride(0),
-        teacher_stride_time=teacher_logits.stride(1),
-        dtype=_DTYPES[dtype],
-        batch=batch,
-        time=time,
-        vocab_size=spec.vocab_size,
+    shares_memory = out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr()
+    if shares_memory and (out.data_ptr(), out.stride()) != (like.data_ptr(), like.stride()):
+        raise ValueError(
+            f"native {function}: out shares its storage with student_logits but does not start there with "
+            f"the same strides; got {out.stride()} beside {like.stride()}. Pass student_logits itself, made "
+            "contiguous, or other memory."
+        )
+    return out
+
+
+def _addresses(tensors: NamedTuple) -> dict[str, int]:
+    """Name the addresses like their tensors, 0 where there is none; the caller keeps the tensors alive."""
+    fields: Iterable[tuple[str, Tensor]] = tensors._asdict().items()
+    return {name: tensor.data_ptr() if tensor.numel() else 0 for name, tensor in fields}
+
+
+def _logits(library: Any, logits: Tensor | None) -> Any:
+    if logits is None:
+        return library.Logits(data=0, stride_batch=0, stride_time=0)
+    return library.Logits(data=logits.data_ptr(), stride_batch=logits.stride(0), stride_time=logits.stride(1))
+
+
+def _rows(
+    library: Any, function: str, logits: Tensor, step_ids: Tensor, *, vocab_size: int, temperature: float
+) -> Any:
+    if logits.dtype not in _DTYPES:
+        raise TypeError(
+            f"native {function}: student_logits has dtype {logits.dtype}, but the compiled kernels take "
+            'float32, bfloat16 and float16. Convert the logits, or use backend="reference".'
+        )
+    return library.Rows(
+        dtype=_DTYPES[logits.dtype],
+        batch=logits.shape[0],
+        time=logits.shape[1],
+        vocab_size=vocab_size,
+        temperature=temperature,
+        step_ids=step_ids.data_ptr(),
+    )
+
+
+def _problem(library: Any, function: str, inputs: TokenInputs, spec: DivergenceSpec) -> Any:
+    """Turn checked tensors into the library's argument struct; the caller keeps the tensors alive."""
+    return library.Problem(
+        rows=_rows(
+            library,
+            function,
+            inputs.student_logits,
+            inputs.step_ids,
+            vocab_size=spec.vocab_size,
+            temperature=spec.temperature,
+        ),
+        student=_logits(library, inputs.student_logits),
+        teacher=_logits(library, inputs.teacher_logits),
+        reference=_logits(library, inputs.reference_logits),
         divergence=_DIVERGENCES[spec.divergence],
         beta=spec.beta,
-        temperature=spec.temperature,
-        min_log_prob=floor,
-        step_ids=step_ids.data_ptr(),
-        sampled_ids=0 if sampled_ids is None else sampled_ids.data_ptr(),
+        min_log_prob=-math.inf if spec.min_log_prob is None else spec.min_log_prob,
+        sampled_ids=0 if inputs.sampled_ids is None else inputs.sampled_ids.data_ptr(),
+    )
+
+
+def _log_prob_problem(library: Any, function: str, inputs: LogProbInputs) -> Any:
+    return library.LogProbProblem(
+        rows=_rows(
+            library,
+            function,
+            inputs.student_logits,
+            inputs.step_ids,
+            vocab_size=inputs.vocab_size,
+            temperature=inputs.temperature,
+        ),
+        student=_logits(library, inputs.student_logits),
+        ids=inputs.ids.data_ptr(),
+        num_ids=inputs.ids.shape[-1],
     )
 
 

@@ -13,12 +13,21 @@ from sod_kernels.testing import (
     CASE_REASONS,
     StepKLCase,
     check_backend_forward_backward,
+    check_backend_log_probs,
     check_issue_targets,
     make_case,
+    make_log_prob_inputs,
     make_near_equal_pair,
     truth,
 )
-from sod_kernels.types import DivergenceSpec, TokenStats
+from sod_kernels.types import (
+    DivergenceSpec,
+    LogProbGradients,
+    LogProbInputs,
+    TokenGradients,
+    TokenInputs,
+    TokenStats,
+)
 
 _REASON = backend.availability("cpu")
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
@@ -28,29 +37,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def run(case: StepKLCase) -> tuple[TokenStats, torch.Tensor]:
-    stats = backend.forward(
-        case.student_logits,
-        case.teacher_logits,
-        case.step_ids,
-        case.sampled_ids,
-        case.num_steps,
-        case.spec,
-    )
-    grad = backend.backward(
-        case.grad_token_kl,
-        case.grad_student_log_probs,
-        case.grad_student_entropy,
-        case.student_logits,
-        case.teacher_logits,
-        case.step_ids,
-        case.sampled_ids,
-        stats.student_lse,
-        stats.teacher_lse,
-        stats.kl_aux,
-        stats.student_entropy,
-        case.spec,
-    )
-    return stats, grad
+    stats = backend.forward(case.inputs, case.num_steps, case.spec)
+    return stats, backend.backward(case.upstream, case.inputs, stats.row_state, case.spec)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,11 +48,27 @@ def test_every_case(name: str, divergence: str, dtype: torch.dtype) -> None:
     check_backend_forward_backward(backend, make_case(name, divergence=divergence, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_every_case_with_a_reference(name: str, divergence: str, dtype: torch.dtype) -> None:
+    case = make_case(name, divergence=divergence, dtype=dtype, with_reference=True)
+    check_backend_forward_backward(backend, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_log_probs_of_every_case(name: str, dtype: torch.dtype) -> None:
+    check_backend_log_probs(backend, make_case(name, dtype=dtype))
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
 @pytest.mark.parametrize("name", CASE_REASONS)
-def test_every_case_with_a_floor(name: str, divergence: str) -> None:
+def test_every_case_with_a_floor(name: str, divergence: str, with_reference: bool) -> None:
     # -6 nats lies inside every distribution, so a part of the columns is floored and a part is not.
-    check_backend_forward_backward(backend, make_case(name, divergence=divergence, min_log_prob=-6.0))
+    case = make_case(name, divergence=divergence, min_log_prob=-6.0, with_reference=with_reference)
+    check_backend_forward_backward(backend, case)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -93,24 +97,22 @@ def test_the_promised_accuracy(name: str, divergence: str) -> None:
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("shift", [100.0, 120.0, -160.0, 500.0, 3.0e4])
-def test_gradient_where_the_log_sum_exp_is_a_coarse_float(shift: float, divergence: str) -> None:
-    # The backward sweep measures a row again from |lse| = 128 on; both sides of that border must be exact,
-    # also with only one of the two rows beyond it, and for pairs so close that p - q cancels.
+def test_gradient_far_from_zero_is_that_of_the_row_at_zero(shift: float, divergence: str) -> None:
+    # A float near the log-sum-exp is coarse there, and what it lacks must come from the double in the state;
+    # also with only one of the two rows far away, and for pairs so close that p - q cancels.
     generator = torch.Generator().manual_seed(3)
     student, teacher = make_near_equal_pair(4, 2048, target_kl=3e-3, generator=generator)
     student[::2] += shift
     teacher[2:] -= shift
-    case = make_case("plain", divergence=divergence)
+    case = make_case("plain", divergence=divergence, with_sampled=False)
     case = replace(
         case,
         student_logits=student.float()[None],
         teacher_logits=teacher.float()[None],
         step_ids=torch.zeros(1, 4, dtype=torch.int64),
-        sampled_ids=torch.arange(4)[None],
         num_steps=1,
         spec=replace(case.spec, vocab_size=2048),
         grad_token_kl=torch.ones(1, 4),
-        grad_student_log_probs=torch.zeros(1, 4),
         grad_student_entropy=torch.zeros(1, 4),
     )
     _, grad = run(case)
@@ -120,50 +122,119 @@ def test_gradient_where_the_log_sum_exp_is_a_coarse_float(shift: float, divergen
     assert float(error.max()) <= 2e-5
 
 
+def everything(case: StepKLCase) -> list[torch.Tensor]:
+    """Run all four sweeps."""
+    inputs, upstream = make_log_prob_inputs(case)
+    stats, grad = run(case)
+    log_probs = backend.log_probs_forward(inputs)
+    return [*stats, grad, *log_probs, backend.log_probs_backward(upstream, inputs, log_probs.row_state)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_thread_count_changes_no_bit(divergence: str, dtype: torch.dtype) -> None:
-    case = make_case("scattered_steps", divergence=divergence, dtype=dtype)
+    case = make_case("scattered_steps", divergence=divergence, dtype=dtype, with_reference=True)
     before = torch.get_num_threads()
     results = []
     try:
         for num_threads in (1, 2, 5):
             torch.set_num_threads(num_threads)
-            results.append(run(case))
+            results.append(everything(case))
     finally:
         torch.set_num_threads(before)
-    for stats, grad in results[1:]:
-        assert torch.equal(grad, results[0][1])
-        for ours, first in zip(stats, results[0][0], strict=True):
+    for result in results[1:]:
+        for ours, first in zip(result, results[0], strict=True):
             assert torch.equal(ours, first)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_large_batch_is_its_rows_one_by_one(dtype: torch.dtype) -> None:
-    # 19 MB of gradient in float32: large pages are asked for and stores go past the cache.
+def large_batch(dtype: torch.dtype) -> tuple[TokenInputs, DivergenceSpec]:
+    """19 MB of gradient in float32: large pages are asked for and stores go past the cache."""
     generator = torch.Generator().manual_seed(5)
     shape = (2, 16, 151936)
-    student = torch.randn(shape, generator=generator).to(dtype)
-    teacher = torch.randn(shape, generator=generator).to(dtype)
+    student, teacher = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     step_ids = torch.zeros(2, 16, dtype=torch.int64)
     step_ids[:, ::3] = -1
     spec = DivergenceSpec(
         divergence="reverse_kl", beta=0.5, temperature=1.0, vocab_size=shape[-1], min_log_prob=None
     )
+    return TokenInputs(student, teacher, None, step_ids, None), spec
 
-    def gradient(rows: slice) -> torch.Tensor:
-        ids = step_ids[:, rows].contiguous()
-        ones = torch.ones(ids.shape)
-        pair = student[:, rows], teacher[:, rows]
-        stats = backend.forward(*pair, ids, None, 1, spec)
-        saved = stats.student_lse, stats.teacher_lse, stats.kl_aux, stats.student_entropy
-        return backend.backward(ones, torch.empty(0), 0.5 * ones, *pair, ids, None, *saved, spec)
 
-    whole = gradient(slice(None))
+def large_gradient(
+    inputs: TokenInputs, spec: DivergenceSpec, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    ones, absent = torch.ones(inputs.step_ids.shape), torch.empty(0)
+    stats = backend.forward(inputs, 1, spec)
+    upstream = TokenGradients(ones, absent, absent, 0.5 * ones)
+    return backend.backward(upstream, inputs, stats.row_state, spec, out=out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_batch_is_its_rows_one_by_one(dtype: torch.dtype) -> None:
+    inputs, spec = large_batch(dtype)
+    step_ids = inputs.step_ids
+    whole = large_gradient(inputs, spec)
     assert bool((whole[step_ids < 0] == 0).all())
     assert bool((whole[step_ids >= 0] != 0).any(-1).all())
-    for row in range(shape[1]):
-        assert torch.equal(whole[:, row : row + 1], gradient(slice(row, row + 1)))
+    for row in range(step_ids.shape[1]):
+        column = slice(row, row + 1)
+        part = TokenInputs(
+            inputs.student_logits[:, column],
+            inputs.teacher_logits[:, column],
+            None,
+            step_ids[:, column].contiguous(),
+            None,
+        )
+        assert torch.equal(whole[:, column], large_gradient(part, spec))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_gradient_over_the_logits_takes_no_pages(dtype: torch.dtype) -> None:
+    inputs, spec = large_batch(dtype)
+    fresh = large_gradient(inputs, spec)
+    wanted = fresh.clone()
+    del fresh
+    backend.release_memory()
+    student = inputs.student_logits
+    assert large_gradient(inputs, spec, out=student) is student
+    assert torch.equal(student, wanted)
+    assert backend.release_memory() == 0
+
+
+def test_a_gradient_goes_into_other_memory_too() -> None:
+    case = make_case("label_shift", with_reference=True)
+    stats, wanted = run(case)
+    out = torch.full(case.student_logits.shape, torch.nan)
+    given = backend.backward(case.upstream, case.inputs, stats.row_state, case.spec, out=out)
+    assert given is out
+    assert torch.equal(out, wanted)
+
+
+@pytest.mark.parametrize("function", ["backward", "log_probs_backward"])
+def test_memory_that_would_be_spoiled_is_refused(function: str) -> None:
+    case = make_case("plain")
+    ids, of_ids = make_log_prob_inputs(case)
+
+    def call(student: torch.Tensor, out: torch.Tensor) -> None:
+        if function == "backward":
+            inputs = case.inputs._replace(student_logits=student)
+            backend.backward(case.upstream, inputs, torch.zeros(2, 5, 7).double(), case.spec, out=out)
+        else:
+            inputs = ids._replace(student_logits=student)
+            backend.log_probs_backward(of_ids, inputs, torch.zeros(2, 5, 2).double(), out=out)
+
+    student = case.student_logits
+    for bad in (student[:, :4], student.double(), torch.empty(2, 37, 5).mT):
+        with pytest.raises(
+            ValueError, match=rf"native {function}: out is .* wanted a contiguous tensor like"
+        ):
+            call(student, bad)
+    storage = torch.zeros(2, 6, 37)
+    for bad in (storage.view(-1)[:370].view(2, 5, 37), storage.view(-1)[37:407].view(2, 5, 37)):
+        with pytest.raises(
+            ValueError, match=rf"native {function}: out shares its storage with student_logits"
+        ):
+            call(storage[:, :-1], bad)
 
 
 def test_infinite_divergence_gives_a_gradient_of_zero_and_spares_the_other_terms() -> None:
@@ -180,21 +251,72 @@ def test_infinite_divergence_gives_a_gradient_of_zero_and_spares_the_other_terms
     assert bool(without_kl[infinite].abs().sum() > 0)
 
 
-def test_expanded_upstream_gradients_are_accepted() -> None:
-    case = make_case("plain")
-    expanded = torch.tensor(0.25).expand(case.step_ids.shape)
-    _, grad = run(replace(case, grad_token_kl=expanded))
-    _, wanted = run(replace(case, grad_token_kl=expanded.contiguous()))
-    assert torch.equal(grad, wanted)
+def test_an_infinite_reference_kl_spares_the_other_terms() -> None:
+    # The reference is made of the teacher, so it is infinite at the same rows; a forward KL is not.
+    case = make_case("teacher_excludes", divergence="forward_kl", with_reference=True)
+    none = torch.zeros_like(case.grad_token_kl)
+    stats, with_all = run(case)
+    infinite = stats.token_reference_kl.isinf()
+    assert bool(infinite.any())
+    assert bool(stats.token_kl[infinite].isfinite().all())
+    _, without = run(replace(case, grad_token_reference_kl=none))
+    assert torch.equal(with_all[infinite], without[infinite])
+    others = ~infinite & (case.step_ids >= 0)
+    assert bool((with_all[others] != without[others]).any(-1).all())
 
 
-def test_float64_is_refused_with_advice() -> None:
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_reference_changes_nothing_else(divergence: str) -> None:
+    case = make_case("several_blocks", divergence=divergence, with_reference=True)
+    absent = torch.empty(0)
+    alone, grad_alone = run(replace(case, reference_logits=None, grad_token_reference_kl=absent))
+    stats, grad = run(replace(case, grad_token_reference_kl=torch.zeros_like(case.grad_token_kl)))
+    # The JSD's student sums come from another loop then, with other bits.
+    close = (lambda x, y: torch.allclose(x, y, rtol=1e-6, atol=1e-7)) if divergence == "jsd" else torch.equal
+    assert close(grad, grad_alone)
+    for name in ("token_kl", "student_log_probs", "student_entropy", "step_sums"):
+        assert close(getattr(stats, name), getattr(alone, name))
+    assert close(stats.row_state[..., :5], alone.row_state[..., :5])
+
+
+@pytest.mark.parametrize("num_ids", [1, 300])
+def test_the_order_of_the_ids_means_nothing(num_ids: int) -> None:
+    generator = torch.Generator().manual_seed(11)
+    # Many of 300 ids in 130 columns occur twice and more.
+    ids = torch.randint(-1, 130, (1, 1, num_ids), generator=generator)
+    order = torch.randperm(num_ids, generator=generator)
+    grads = torch.randn(1, 1, num_ids, generator=generator)
+    case = make_case("one_row")
+    inputs = LogProbInputs(case.student_logits, case.step_ids, ids, 1.0, 130)
+    shuffled = inputs._replace(ids=ids[..., order].contiguous())
+    stats, again = backend.log_probs_forward(inputs), backend.log_probs_forward(shuffled)
+    assert torch.equal(stats.log_probs[..., order], again.log_probs)
+    upstream = LogProbGradients(grads, torch.zeros(1, 1))
+    grad = backend.log_probs_backward(upstream, inputs, stats.row_state)
+    upstream = LogProbGradients(grads[..., order].contiguous(), torch.zeros(1, 1))
+    torch.testing.assert_close(backend.log_probs_backward(upstream, shuffled, again.row_state), grad)
+    log_p = case.student_logits.double().log_softmax(-1)
+    is_there = (ids >= 0).double() * grads
+    wanted = torch.zeros_like(log_p).scatter_add(-1, ids.clamp(min=0), is_there)
+    torch.testing.assert_close(grad.double(), wanted - log_p.exp() * is_there.sum(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", ["forward", "backward", "log_probs_forward", "log_probs_backward"])
+def test_float64_is_refused_with_advice(function: str) -> None:
     case = make_case("plain", dtype=torch.float64)
-    with pytest.raises(TypeError, match=r"student_logits has dtype torch.float64.*backend=\"reference\""):
-        run(case)
+    inputs, upstream = make_log_prob_inputs(case)
+    calls = {
+        "forward": lambda: backend.forward(case.inputs, case.num_steps, case.spec),
+        "backward": lambda: backend.backward(case.upstream, case.inputs, torch.zeros(2, 5, 7), case.spec),
+        "log_probs_forward": lambda: backend.log_probs_forward(inputs),
+        "log_probs_backward": lambda: backend.log_probs_backward(upstream, inputs, torch.zeros(2, 5, 2)),
+    }
+    message = rf"native {function}: student_logits has dtype torch.float64.*backend=\"reference\""
+    with pytest.raises(TypeError, match=message):
+        calls[function]()
 
 
-def _large_gradient(scale: float) -> torch.Tensor:
+def _autograd_gradient(scale: float) -> torch.Tensor:
     """Go through autograd with a gradient of 9.7 MB."""
     generator = torch.Generator().manual_seed(2)
     student = (scale * torch.randn(16, 151936, generator=generator)).requires_grad_()
@@ -206,25 +328,25 @@ def _large_gradient(scale: float) -> torch.Tensor:
 
 def test_a_large_gradient_takes_over_the_pages_of_a_dead_one_only() -> None:
     backend.release_memory()
-    first = _large_gradient(1.0)
+    first = _autograd_gradient(1.0)
     kept = first.clone()
-    second = _large_gradient(2.0)
+    second = _autograd_gradient(2.0)
     assert second.data_ptr() != first.data_ptr()
     assert torch.equal(first, kept)
     address = second.data_ptr()
     del second
     # What the dead gradient left behind does not show in the next one.
-    third = _large_gradient(1.0)
+    third = _autograd_gradient(1.0)
     assert third.data_ptr() == address
     assert torch.equal(third, first)
     view = third[0]
     del third
-    assert _large_gradient(3.0).data_ptr() != address
+    assert _autograd_gradient(3.0).data_ptr() != address
     assert torch.equal(view, first[0])
 
 
 def test_kept_pages_can_be_given_back() -> None:
-    gradient = _large_gradient(1.0)
+    gradient = _autograd_gradient(1.0)
     num_bytes = gradient.numel() * gradient.element_size()
     backend.release_memory()
     del gradient

@@ -43,6 +43,17 @@ SOD_INLINE KLEntry forward_kl_entry(float a, float b, float floor, Exponent expo
   return {p, q, p * at_least(a, exponent.lowest), q * where_weighted(q, difference), a > floor ? q : 0.0f};
 }
 
+// The reference's part of KL(p || r), beside whatever the pair's divergence is; c is the reference's logit.
+struct ReferenceEntry {
+  float weight;
+  float difference;
+};
+
+SOD_INLINE ReferenceEntry reference_entry(float a, float c, float floor, Exponent exponent) {
+  const float p = exp_of(a, exponent);
+  return {exp_of(c, exponent), p * where_weighted(p, a - at_least(c, floor))};
+}
+
 // Bases are the log-sum-exps here, so p and q are probabilities up to the factors that normalise them.
 struct Mixture {
   float teacher_weight;  // beta
@@ -86,7 +97,8 @@ SOD_INLINE JSDEntry jsd_entry(float a, float b, Mixture mixture, Exponent expone
 // ----------------------------------------------------------------------------------------------
 
 // One row's gradient with respect to the raw student logits. Everything that is the same for the whole row is
-// folded into these, so that the three upstream gradients cost two multiply-adds per entry.
+// folded into these, so that all upstream gradients together cost two multiply-adds per entry, and two more
+// with a reference.
 struct GradientRow {
   float student_base;
   float teacher_base;
@@ -95,6 +107,15 @@ struct GradientRow {
   float student_log_prob;  // coefficient of a, from the entropy
   float constant;
   Mixture mixture;  // JSD only
+};
+
+// The same of KL(p || r), added to the others.
+struct ReferenceGradientRow {
+  float student_base;
+  float reference_base;
+  float floor;  // under c
+  float difference;
+  float constant;
 };
 
 // p * (entropy and log-prob terms): all that is left where the divergence has no upstream gradient.
@@ -109,6 +130,12 @@ SOD_INLINE float reverse_kl_gradient(float a, float b, const GradientRow& row, E
   const float own = row.student_log_prob * a + row.constant;
   const float value = row.difference * (a - at_least(b, row.floor)) + own;
   return p * where_weighted(p, value);
+}
+
+// p * (f - E f) with f = log p - log r; -E f is in the constant.
+SOD_INLINE float reference_gradient(float a, float c, const ReferenceGradientRow& row, Exponent exponent) {
+  const float p = exp_of(a, exponent);
+  return p * where_weighted(p, row.difference * (a - at_least(c, row.floor)) + row.constant);
 }
 
 // mass * p - q, with q counted only where log p lies above the floor; the mass is in the constant.

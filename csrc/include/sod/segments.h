@@ -16,10 +16,10 @@ struct StepSums {
   double values[kStepColumns] = {0, 0, 0, 0, 0};
 };
 
-SOD_INLINE void add_token(StepSums& sums, const ForwardOutputs& outputs, bool is_sampled, std::int64_t row) {
+SOD_INLINE void add_token(StepSums& sums, const ForwardOutputs& outputs, std::int64_t row) {
   sums.values[0] += 1;
   sums.values[1] += static_cast<double>(outputs.token_kl[row]);
-  if (is_sampled) {
+  if (outputs.student_log_probs != nullptr) {
     const double student = static_cast<double>(outputs.student_log_probs[row]);
     const double teacher = static_cast<double>(outputs.teacher_log_probs[row]);
     sums.values[2] += std::fabs(student - teacher);

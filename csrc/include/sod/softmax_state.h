@@ -93,7 +93,33 @@ SOD_INLINE PairState<Real> merge(PairState<Real> x, PairState<Real> y, Exponent 
   return x;
 }
 
-// The same for one row alone.
+// A second target beside a pair: KL(student || reference), whose student sums the pair has.
+template <class Real>
+struct ReferenceState {
+  float max = -kInfinity;
+  Real sum = 0;         // sum exp(c / temperature), c = reference logit - its base
+  Real difference = 0;  // sum exp(a / temperature) * (a - c)
+};
+
+// Moves the bases up to the pair's next `student_max` and to `max`. Goes before the pair's own rebase, for
+// the pair's sum must still be that of the old base.
+template <class Real>
+SOD_INLINE void rebase(ReferenceState<Real>& state, const PairState<Real>& pair, float student_max, float max,
+                       Exponent exponent) {
+  if (pair.student_max == student_max && state.max == max) return;
+  const Real student_shift =
+      static_cast<Real>(base_of(pair.student_max)) - static_cast<Real>(base_of(student_max));
+  const Real shift = static_cast<Real>(base_of(state.max)) - static_cast<Real>(base_of(max));
+  // An infinite divergence stays so, also when the factor has become 0.
+  if (state.difference != static_cast<Real>(kInfinity)) {
+    state.difference = (state.difference + (student_shift - shift) * pair.student_sum) *
+                       rescale_factor<Real>(pair.student_max, student_max, exponent);
+  }
+  state.sum *= rescale_factor<Real>(state.max, max, exponent);
+  state.max = max;
+}
+
+// One row alone.
 template <class Real>
 struct SoftmaxState {
   float max = -kInfinity;
