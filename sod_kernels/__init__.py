@@ -5,7 +5,8 @@ out.loss.backward()
 """
 
 from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
-from sod_kernels.functional import step_kl
+from sod_kernels.functional import linear_step_kl, step_kl
+from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.modules import StepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.types import StepKLOutput, StepStatistics
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendStatus",
     "BackendUnavailableError",
+    "PolicyGradient",
     "SodWeighting",
     "StepKLLoss",
     "StepKLOutput",
@@ -23,6 +25,7 @@ __all__ = [
     "TurnWeighting",
     "__version__",
     "backends",
+    "linear_step_kl",
     "sod_weights",
     "step_kl",
     "step_means",
