@@ -188,8 +188,8 @@ class SodWeighting:
     Attributes:
         delta: How far above 1 a weight may go; infinity for no upper clip.
         epsilon: Added to both divergences, in nats.
-        is_causal: A weight reads its step and the first one of the trajectory, so it is known when the step is
-            complete: `linear_step_kl` applies it in a single sweep.
+        is_causal: A weight reads its step and the first one of the trajectory, so it is known when the step
+            is complete: `linear_step_kl` applies it in a single sweep.
     """
 
     is_causal: ClassVar[bool] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor
 from sod_kernels._checks.values import FLOAT_DTYPES, check_count, check_number, check_tensor
 
 
-def check_heads(function: str, heads: dict[str, tuple[Any, Any, Any]], vocab_size: Any) -> int:
-    """Check hidden states, weight and bias of every model.
+def check_heads(function: str, heads: Mapping[str, tuple[Any, Any, Any, Any, Any]], vocab_size: Any) -> int:
+    """Check the output head of every model.
 
     Args:
         function: Name for the message.
-        heads: Model to hidden states (N, H) or (B, T, H), weight (V, H) and bias (V,) or None; the student first,
-            which sets leading shape and device.
+        heads: Model to hidden states (N, H) or (B, T, H), weight (V, H), bias (V,) or None, logit scale, and
+            softcap or None; the student first, which sets leading shape and device.
         vocab_size: Valid columns of all; None if the widths are equal and every column is valid.
 
     Returns:
@@ -32,15 +33,18 @@ def check_heads(function: str, heads: dict[str, tuple[Any, Any, Any]], vocab_siz
     if hidden.dim() not in (2, 3):
         shape = tuple(hidden.shape)
         raise ValueError(f"{function}: {first}_hidden has shape {shape}; wanted (N, H) or (B, T, H).")
-    for model, (states, weight, bias) in heads.items():
+    for model, (states, weight, bias, scale, softcap) in heads.items():
         _check_head(function, model, states, weight, bias, like=hidden)
+        check_number(function, f"{model}_logit_scale", scale, above=0.0)
+        if softcap is not None:
+            check_number(function, f"{model}_softcap", softcap, above=0.0)
     widths = {f"{model}_weight": head[1].shape[0] for model, head in heads.items()}
     smallest = min(widths.values())
     told = ", ".join(f"{name} {width}" for name, width in widths.items())
     if vocab_size is None and len(set(widths.values())) > 1:
         raise ValueError(
-            f"{function}: unequal numbers of rows: {told}; give vocab_size=, the number of rows that mean the same "
-            "token in all, if the others are padding."
+            f"{function}: unequal numbers of rows: {told}; give vocab_size=, the number of rows that mean "
+            "the same token in all, if the others are padding."
         )
     size = smallest if vocab_size is None else vocab_size
     check_count(function, "vocab_size", size, at_least=1)
@@ -57,35 +61,20 @@ def _check_head(function: str, model: str, hidden: Any, weight: Any, bias: Any, 
     leading = tuple(like.shape[:-1])
     if hidden.dim() == 0 or tuple(hidden.shape[:-1]) != leading:
         raise ValueError(
-            f"{function}: {model}_hidden has shape {tuple(hidden.shape)}; wanted {leading} before the hidden size."
+            f"{function}: {model}_hidden has shape {tuple(hidden.shape)}; wanted {leading} before the hidden "
+            "size."
         )
     check_tensor(function, f"{model}_weight", weight, dtypes=(hidden.dtype,), device=device)
     size = hidden.shape[-1]
     if weight.dim() != 2 or weight.shape[1] != size or size == 0:
         raise ValueError(
-            f"{function}: {model}_weight has shape {tuple(weight.shape)}; wanted (V, {size}) for {model}_hidden of "
-            f"shape {tuple(hidden.shape)}, as in torch.nn.Linear, and a hidden size of at least 1."
+            f"{function}: {model}_weight has shape {tuple(weight.shape)}; wanted (V, {size}) for "
+            f"{model}_hidden of shape {tuple(hidden.shape)}, as in torch.nn.Linear, and a hidden size of at "
+            "least 1."
         )
     if bias is not None:
         shape = (weight.shape[0],)
         check_tensor(function, f"{model}_bias", bias, shape=shape, dtypes=(hidden.dtype,), device=device)
-
-
-def check_scales(function: str, scales: dict[str, tuple[Any, Any]]) -> None:
-    """Check what is done to the product of hidden states and weight.
-
-    Args:
-        function: Name for the message.
-        scales: Model to logit scale and softcap.
-
-    Raises:
-        TypeError: If one is no number.
-        ValueError: If one is not above 0.
-    """
-    for model, (scale, softcap) in scales.items():
-        check_number(function, f"{model}_logit_scale", scale, above=0.0)
-        if softcap is not None:
-            check_number(function, f"{model}_softcap", softcap, above=0.0)
 
 
 def check_reference(function: str, hidden: Any, weight: Any, bias: Any, scale: Any, softcap: Any) -> None:
@@ -112,7 +101,8 @@ def check_reference(function: str, hidden: Any, weight: Any, bias: Any, scale: A
     unused += ["reference_logit_scale"] if scale != 1.0 else []
     if hidden is None and unused:
         raise ValueError(
-            f"{function}: got {unused[0]} without reference_hidden and reference_weight. Give those, or leave it out."
+            f"{function}: got {unused[0]} without reference_hidden and reference_weight. Give those, or "
+            "leave it out."
         )
 
 
@@ -135,8 +125,8 @@ def check_mode(function: str, single_sweep: Any, reduction: str, chunk_size: Any
         check_count(function, "chunk_size", chunk_size, at_least=1)
     if single_sweep and reduction == "none":
         raise ValueError(
-            f"{function}: reduction='none' in a single sweep, which makes the gradients before it knows what is done "
-            "with each token's loss. Use single_sweep=False, or put token_weights in front and reduce."
+            f"{function}: reduction='none' in a single sweep, which makes the gradients before it knows what "
+            "is done with each token's loss. Use single_sweep=False, or token_weights and another reduction."
         )
 
 
@@ -201,12 +191,13 @@ def check_policy(function: str, policy: Any, kind: type, sampled_ids: Any, like:
         return
     if not isinstance(policy, kind):
         raise TypeError(
-            f"{function}: policy_gradient is {type(policy).__name__}; wanted a PolicyGradient(advantages=..., "
-            "old_log_probs=...) or None."
+            f"{function}: policy_gradient is {type(policy).__name__}; wanted None or a "
+            "PolicyGradient(advantages=..., old_log_probs=...)."
         )
     if sampled_ids is None:
         raise ValueError(
-            f"{function}: policy_gradient without sampled_ids, whose log-probabilities it is about. Give sampled_ids."
+            f"{function}: policy_gradient without sampled_ids, whose log-probabilities it is about. Give "
+            "sampled_ids."
         )
     advantages = getattr(policy, "advantages", None)
     check_tensor(
@@ -229,6 +220,6 @@ def check_may_plan(function: str, step_ids: Tensor) -> None:
     is_capturing = step_ids.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     if torch.compiler.is_compiling() or is_capturing:
         raise ValueError(
-            f"{function}: step_ids are on {step_ids.device}, and the chunks are planned on the host, which compiled "
-            "code and CUDA graphs cannot wait for. Give step_ids (and step_trajectory) on the CPU."
+            f"{function}: step_ids are on {step_ids.device}, and the chunks are planned on the host, which "
+            "compiled code and CUDA graphs cannot wait for. Give step_ids (and step_trajectory) on the CPU."
         )

@@ -1,8 +1,8 @@
-"""One model's output head: hidden states to chunk logits, and chunk gradients back to hidden states and weight.
+"""One model's output head: from hidden states to the logits of a chunk, and gradients back.
 
-Logits are z = scale (h W^T) + b, then softcap tanh(z / softcap) where a softcap is set. They are made in float32
-(float64 where any input is float64), never rounded to the dtype of the hidden states: rounding logits to bfloat16
-alone costs the gradient several percent.
+Logits are z = scale (h W^T) + b, then softcap tanh(z / softcap) where a softcap is set. They are made in
+float32 (float64 where any input is float64), never rounded to the dtype of the hidden states: rounding logits
+to bfloat16 alone costs the gradient several percent.
 """
 
 from __future__ import annotations

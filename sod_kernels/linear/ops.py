@@ -1,6 +1,6 @@
 """The custom ops from hidden states that torch sees: a single sweep, and the two of the two-sweep mode.
 
-Each hides its walk over chunks, so a compiled graph holds one node per sweep and no tensor of rows by columns.
+Each hides its walk over chunks: a compiled graph holds one node per sweep and no tensor of rows by columns.
 """
 
 from __future__ import annotations
@@ -199,8 +199,8 @@ def _may_consume(gradients: tuple[Tensor, ...]) -> bool:
 
 def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
-        "linear_step_kl: the gradient of the gradient was asked for, which no sweep has. Call backward without "
-        "create_graph=True."
+        "linear_step_kl: the gradient of the gradient was asked for, which no sweep has. Call backward "
+        "without create_graph=True."
     )
 
 
@@ -208,7 +208,7 @@ def _register() -> Any:
     # Typed loosely: torch ships no annotations for these methods.
     make_library: Any = torch.library.Library
     library = make_library(_NAMESPACE, "FRAGMENT")
-    implementations = (
+    implementations: tuple[tuple[Any, ...], ...] = (
         (_run_forward, _fake_forward, _differentiate_forward, _set_up_forward),
         (_run_backward, _fake_backward, _refuse_double_backward, None),
         (_run_loss, _fake_loss, _differentiate_loss, _set_up_loss),

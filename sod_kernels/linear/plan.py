@@ -1,7 +1,7 @@
 """In which order, and in which chunks, the rows of a batch are walked: decided on the host from the step ids.
 
-Rows in no step are left out, so they cost nothing. The others come in the order of their step ids, so that at any
-border every step before the last one is complete, and at most one step stays open.
+Rows in no step are left out, so they cost nothing. The others come in the order of their step ids, so that at
+any border every step before the last one is complete, and at most one step stays open.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def make_plan(step_ids: Tensor, num_steps: int, *, chunk_size: int, keeps_steps_
         step_ids: (N,) int64 on the CPU, in [-1, num_steps).
         num_steps: S.
         chunk_size: Most rows of a chunk, at least 1.
-        keeps_steps_whole: Whether a border moves back to the end of a step where one lies in the second half of
-            the chunk; it saves work where a step's weight is known only when the step is complete.
+        keeps_steps_whole: Whether a border moves back to the end of a step where one lies in the second half
+            of the chunk; it saves work where a step's weight is known only when the step is complete.
 
     Returns:
         The plan.

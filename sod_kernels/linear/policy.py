@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sod_kernels._checks import hidden as checks
 
-# A ratio of e^20 says that the samples are not the policy's; beyond it the term is constant, and never infinite.
+# At a ratio of e^20 the samples are not the policy's; beyond it the term stays constant, and so finite.
 _LOG_RATIO_LIMIT = 20.0
 
 
@@ -31,7 +31,8 @@ class PolicyGradient:
         dual_clip: Bound of the ratio where the advantage is negative, above 1; None for no bound.
 
     Source:
-        PPO, arXiv 1707.06347, equation (7); two clips as in DAPO, arXiv 2503.14476; dual clip arXiv 1912.09729.
+        PPO, arXiv 1707.06347, equation (7); two clip bounds: DAPO, arXiv 2503.14476; dual clip: arXiv
+        1912.09729.
     """
 
     advantages: Tensor

@@ -54,7 +54,7 @@ class PlannedRows:
         indices = [plan.ranks, plan.steps, plan.tokens]
         if plan.rows is not None:
             indices.append(plan.rows)
-        moved = to_device(torch.cat(indices), device).split([each.numel() for each in indices])
+        moved = torch.split(to_device(torch.cat(indices), device), [each.numel() for each in indices])
         self.ranks, self.steps, self.tokens = moved[:3]
         self._rows = moved[3] if plan.rows is not None else None
 

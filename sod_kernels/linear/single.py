@@ -5,8 +5,9 @@ one step that goes on past a chunk's end waits: weights commute with the sums ov
 
     dW = sum_n w_n G_n^T h_n = sum_k w_k (sum_{n in k} G_n^T h_n),
 
-so its rows are added up with weight 1 in buffers of their own, and scaled and added when it is complete. Those
-buffers exist only if a step crosses a border. Nothing is projected twice, whatever the length of the steps.
+so its rows are added up with weight 1 in buffers of their own, and scaled and added when it is complete.
+Those buffers exist only if a step crosses a border. Nothing is projected twice, whatever the length of the
+steps.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class _SingleSweep:
         )
 
     def _take_back(self, chunk: Chunk, inputs: TokenInputs, stats: TokenStats, num_open: int) -> None:
-        """Differentiate a chunk: first the rows of complete steps, then those of the open one, part by part."""
+        """Differentiate a chunk: the rows of complete steps, then those of the open one part by part."""
         hidden = self.sweep.student_hidden(chunk)
         unit = self._unit(chunk, stats)
         border = chunk.num_rows - num_open

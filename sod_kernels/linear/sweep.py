@@ -134,12 +134,13 @@ class ChunkSweep:
             inputs: Of the chunk.
             row_state: (1, C, 7) of the chunk.
             rows: Of the chunk, those to differentiate.
-            keeps_logits: Whether the rows will be differentiated once more; else their logits are overwritten.
+            keeps_logits: Whether the rows will be differentiated once more; else their logits are
+                overwritten.
 
         Returns:
             (c, V) gradient of the product with the weight plus bias, valid until the next call.
         """
-        part = TokenInputs(*(None if each is None else each[:, rows] for each in inputs))
+        part = TokenInputs._make(None if each is None else each[:, rows] for each in inputs)
         logits, softcap = part.student_logits[0], self.heads.student.softcap
         is_apart = keeps_logits or softcap is not None
         out = self._spare[: logits.shape[0]] if is_apart else logits
@@ -200,7 +201,8 @@ class TokenLedger:
             (S, 5), 0 at the other steps.
         """
         sums = self.stats.step_sums.new_zeros(self._rows.tokens.shape[0], 5)
-        return sums.index_copy_(0, self._rows.steps[:num_ranks], self.stats.step_sums[:num_ranks])
+        sums[self._rows.steps[:num_ranks]] = self.stats.step_sums[:num_ranks]
+        return sums
 
     def outputs(self) -> TokenStats:
         """Bring everything into the order of the batch.
@@ -210,4 +212,4 @@ class TokenLedger:
         """
         kept = zip(self.stats[:-1], self._is_kept, strict=True)
         tokens = (self._rows.put(each) if is_kept else each for each, is_kept in kept)
-        return TokenStats(*tokens, step_sums=self.step_sums(self._rows.steps.shape[0]))
+        return TokenStats._make((*tokens, self.step_sums(self._rows.steps.shape[0])))

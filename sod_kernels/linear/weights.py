@@ -134,7 +134,8 @@ class RunningWeights:
         if self._objective.step_weights is not None:
             return self._objective.step_weights.to(self.weights.dtype, copy=True)
         total = self.weights.new_zeros(self._rows.tokens.shape)
-        return total.index_copy_(0, self._rows.steps, self.weights)
+        total[self._rows.steps] = self.weights
+        return total
 
     def _resolve(self) -> Weighting:
         objective = self._objective
