@@ -7,6 +7,7 @@ out.loss.backward()
 from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
 from sod_kernels.functional import linear_step_kl, step_kl
 from sod_kernels.linear.policy import PolicyGradient
+from sod_kernels.linear_module import LinearStepKLLoss
 from sod_kernels.modules import StepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.types import StepKLOutput, StepStatistics
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendStatus",
     "BackendUnavailableError",
+    "LinearStepKLLoss",
     "PolicyGradient",
     "SodWeighting",
     "StepKLLoss",

@@ -71,6 +71,8 @@ def sod_weights(
     )[group]
     anchor = torch.nn.functional.pad(divergence, (0, 1))[first]
     weights = ((anchor + epsilon) / (divergence + epsilon)).clamp(max=1.0 + delta)
+    # Also where the anchor is infinite too, and the quotient no number.
+    weights = torch.where(divergence == torch.inf, 0.0, weights)
     weights = torch.where(index == first, 1.0, weights)
     return torch.where(has_tokens, weights, 0.0)
 

@@ -35,9 +35,7 @@ def check_heads(function: str, heads: Mapping[str, tuple[Any, Any, Any, Any, Any
         raise ValueError(f"{function}: {first}_hidden has shape {shape}; wanted (N, H) or (B, T, H).")
     for model, (states, weight, bias, scale, softcap) in heads.items():
         _check_head(function, model, states, weight, bias, like=hidden)
-        check_number(function, f"{model}_logit_scale", scale, above=0.0)
-        if softcap is not None:
-            check_number(function, f"{model}_softcap", softcap, above=0.0)
+        check_scales(function, **{model: (scale, softcap)})
     widths = {f"{model}_weight": head[1].shape[0] for model, head in heads.items()}
     smallest = min(widths.values())
     told = ", ".join(f"{name} {width}" for name, width in widths.items())
@@ -53,6 +51,23 @@ def check_heads(function: str, heads: Mapping[str, tuple[Any, Any, Any, Any, Any
             f"{function}: vocab_size={size}; wanted at most {smallest}, the fewest rows of {told}."
         )
     return int(size)
+
+
+def check_scales(function: str, **scales: tuple[Any, Any]) -> None:
+    """Check what is done to the products of hidden states and weights.
+
+    Args:
+        function: Name for the message.
+        **scales: Logit scale, and softcap or None, by model.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If one is not finite or not above 0.
+    """
+    for model, (scale, softcap) in scales.items():
+        check_number(function, f"{model}_logit_scale", scale, above=0.0)
+        if softcap is not None:
+            check_number(function, f"{model}_softcap", softcap, above=0.0)
 
 
 def _check_head(function: str, model: str, hidden: Any, weight: Any, bias: Any, *, like: Tensor) -> None:

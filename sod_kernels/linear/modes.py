@@ -82,7 +82,7 @@ def is_known_in_time(weighting: Weighting) -> bool:
         False if the two modes have to be one.
     """
     if torch.compiler.is_compiling() and callable(weighting):
-        return isinstance(weighting, SodWeighting)
+        return type(weighting) is SodWeighting
     return is_causal(weighting)
 
 
@@ -110,7 +110,7 @@ def run_single(batch: Batch, loss: Loss) -> StepKLOutput:
     if weights is not None:
         like = inputs.student_hidden.new_empty(options.num_steps)
         weightings.check_step_weights(_NAME, weights, like)
-    sod = weighting if isinstance(weighting, SodWeighting) else None
+    sod = weighting if type(weighting) is SodWeighting else None
     is_own = callable(weighting) and sod is None
     policy = loss.policy
     learned = inputs[:3]
