@@ -48,7 +48,7 @@ _SCHEMAS = (
     f"{_WANTED}) -> ({_GRADIENTS})",
     f"linear_step_kl_loss({_INPUTS}, {_OPTIONS}, {_OBJECTIVE}, {_WANTED}) -> (Tensor loss, {_TOKENS}, "
     f"Tensor step_sums, Tensor step_weights, {_GRADIENTS})",
-    f"linear_step_kl_scale(Tensor factor, {_GRADIENTS}) -> ({_GRADIENTS})",
+    f"linear_step_kl_scale(Tensor factor, Tensor learned, {_GRADIENTS}) -> ({_GRADIENTS})",
 )
 _NUM_INPUTS, _NUM_OPTIONS = len(LinearInputs._fields), len(LinearOptions._fields)
 _NUM_BOTH = _NUM_INPUTS + _NUM_OPTIONS
@@ -133,11 +133,11 @@ def _fake_loss(*arguments: Any) -> SingleSweepResult:
     )
 
 
-def _scale(factor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+def _scale(factor: Tensor, learned: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
     return tuple(gradient * factor for gradient in gradients)
 
 
-def _fake_scale(factor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+def _fake_scale(factor: Tensor, learned: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(gradient) for gradient in gradients)
 
 
@@ -176,18 +176,20 @@ def _differentiate_forward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...
 
 def _set_up_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[-_NUM_LEARNED:])
+    # A gradient of the gradient would come back to what is learned, so that must be at hand to be refused.
+    learned = next((each for each in inputs[:_NUM_LEARNED] if each is not None and each.requires_grad), None)
+    ctx.save_for_backward(learned, *output[-_NUM_LEARNED:])
     _remember(ctx, inputs)
 
 
 def _differentiate_loss(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = ctx.saved_tensors
+    learned, *gradients = ctx.saved_tensors
     if _may_consume(gradients):
         return _returned(ctx, tuple(gradient.mul_(grad) for gradient in gradients))
-    return _returned(ctx, torch.ops.sod_kernels.linear_step_kl_scale(grad, *gradients))
+    return _returned(ctx, torch.ops.sod_kernels.linear_step_kl_scale(grad, learned, *gradients))
 
 
-def _may_consume(gradients: tuple[Tensor, ...]) -> bool:
+def _may_consume(gradients: list[Tensor]) -> bool:
     """Whether nobody can ask for the saved gradients again, so that scaling them needs no second copy.
 
     That is so in eager mode unless the graph is kept. Compiled code has tensors of a class of its own here.

@@ -93,11 +93,12 @@ class RunningWeights:
         )
         inner, outer = divisors(objective.reduction, counted, objective.denominator)
         self.shares = (1.0 / (inner * outer))[rows.steps]
-        self.weights = nothing[rows.steps]
+        self.weights, self._latest = nothing[rows.steps], nothing
         self.num_known = 0
         if not needs_complete_steps(objective):
             self.num_known = rows.steps.shape[0]
-            self.weights = step_weights(function, objective.step_weights, counted)[rows.steps]
+            self._latest = step_weights(function, objective.step_weights, counted)
+            self.weights = self._latest[rows.steps]
 
     def statistics(self, num_ranks: int) -> StepStatistics:
         """Average the sums of the first steps; the others have none yet.
@@ -121,19 +122,17 @@ class RunningWeights:
         """
         known, complete = self.num_known, chunk.complete_ranks
         if complete > known:
-            weights = step_weights(self._function, self._resolve(), self.statistics(complete))
-            self.weights[known:complete] = weights[self._rows.steps[known:complete]]
+            self._latest = step_weights(self._function, self._resolve(), self.statistics(complete))
+            self.weights[known:complete] = self._latest[self._rows.steps[known:complete]]
             self.num_known = complete
 
     def per_step(self) -> Tensor:
         """Spread the weights over all steps.
 
         Returns:
-            (S,): the tensor of weights where it was given; else 0 for steps without tokens.
+            (S,): of steps without tokens what the weighting says last.
         """
-        if self._objective.step_weights is not None:
-            return self._objective.step_weights.to(self.weights.dtype, copy=True)
-        total = self.weights.new_zeros(self._rows.tokens.shape)
+        total = self._latest.clone()
         total[self._rows.steps] = self.weights
         return total
 
