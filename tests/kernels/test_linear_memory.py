@@ -1,4 +1,4 @@
-"""No tensor of rows by columns is ever made, memory does not grow with the rows, nothing is multiplied twice."""
+"""No tensor of rows by columns is ever made, and nothing is multiplied twice."""
 
 import pytest
 import torch
@@ -33,13 +33,16 @@ class _Spy(TorchDispatchMode):
 def spy(monkeypatch):
     """A spy inside the custom ops, which hide what they do from one that is outside."""
     spy = _Spy()
-    for name in ("run_single_sweep", "run_forward", "run_backward"):
 
-        def watched(*arguments, run=getattr(ops, name)):
+    def watched(run):
+        def run_watched(*arguments):
             with spy:
                 return run(*arguments)
 
-        monkeypatch.setattr(ops, name, watched)
+        return run_watched
+
+    for name in ("run_single_sweep", "run_forward", "run_backward"):
+        monkeypatch.setattr(ops, name, watched(getattr(ops, name)))
     return spy
 
 
