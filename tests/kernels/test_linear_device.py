@@ -116,4 +116,5 @@ def test_pinned_copies_of_a_captured_call_live_on(monkeypatch):
         source = Pinned()
         copy = rows.to_device(source, torch.device("cuda"))
         assert copy == ("cuda", True)
-        assert rows._CAPTURED == ([source] if is_capturing else [])
+        kept = rows._CAPTURED
+        assert kept == ([source] if is_capturing else [])
