@@ -260,7 +260,7 @@ def _batch(
         vocab_size=spec.vocab_size,
         min_log_prob=optional_float(spec.min_log_prob),
         chunk_size=chunk_size or 0,
-        backend=_dispatch.resolve(backend, ids.device.type, inputs.dtype),
+        backend=_dispatch.resolve(backend, ids.device.type, inputs.dtype, function=_NAME),
     )
     return Batch(inputs, options, ids, to_device(layout.trajectory, ids.device), layout.trajectory)
 

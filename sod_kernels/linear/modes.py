@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from sod_kernels._checks import weightings
-from sod_kernels._reduction import reduce_loss, reference_weights, step_weights
+from sod_kernels._reduction import reduce_loss, step_weights
 from sod_kernels.functional.output import make_output, step_statistics
 from sod_kernels.linear import ops
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.policy import PolicyGradient, policy_terms
+from sod_kernels.linear.terms import loss_terms
 from sod_kernels.linear.weights import is_causal, registered
 from sod_kernels.types import StepKLOutput, StepStatistics, TokenStats
 from sod_kernels.weighting import SodWeighting
@@ -158,14 +159,15 @@ def run_double(batch: Batch, loss: Loss, *, is_detached: bool) -> StepKLOutput:
     stats = _shaped(ops.linear_step_kl_forward(*batch.inputs, *batch.options), batch)
     statistics = step_statistics(stats, batch.trajectory, loss.step_divergence, has_sampled=batch.has_sampled)
     weights = step_weights(_NAME, loss.weighting, statistics)
-    terms = [(stats.token_kl, loss.kl_coefficient * weights)]
-    if batch.has_reference:
-        terms.append((stats.token_reference_kl, loss.kl_coefficient * reference_weights(weights)))
-    ones = torch.ones_like(weights)
-    if loss.policy is not None:
-        terms.append((_policy_term(stats.student_log_probs, loss.policy, batch.ids), ones))
-    if loss.entropy_coefficient != 0.0:
-        terms.append((stats.student_entropy, -loss.entropy_coefficient * ones))
+    policy = loss.policy
+    terms = loss_terms(
+        stats,
+        weights,
+        has_reference=batch.has_reference,
+        policy_term=None if policy is None else _policy_term(stats.student_log_probs, policy, batch.ids),
+        kl_coefficient=loss.kl_coefficient,
+        entropy_coefficient=loss.entropy_coefficient,
+    )
     value = reduce_loss(
         terms,
         batch.ids,

@@ -23,6 +23,7 @@ from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.plan import Chunk
 from sod_kernels.linear.policy import policy_terms
 from sod_kernels.linear.sweep import ChunkSweep, TokenLedger
+from sod_kernels.linear.terms import loss_terms
 from sod_kernels.linear.weights import RunningWeights, needs_complete_steps
 from sod_kernels.types import TokenGradients, TokenInputs, TokenStats
 
@@ -96,15 +97,14 @@ class _SingleSweep:
     def __init__(
         self, inputs: LinearInputs, options: LinearOptions, objective: Objective, wanted: Wanted
     ) -> None:
-        waits = needs_complete_steps(objective)
+        self._is_wanted = any(wanted)
+        # Without a divergence in the loss no gradient waits for a weight.
+        waits = self._is_wanted and objective.kl_coefficient != 0.0 and needs_complete_steps(objective)
+        self._waits = waits
         self._has_direct = objective.advantages is not None or objective.entropy_coefficient != 0.0
         num_parts = 1 + (inputs.reference_hidden is not None) + self._has_direct
-        self._is_wanted = any(wanted)
         self.sweep = ChunkSweep(
-            inputs,
-            options,
-            keeps_steps_whole=waits and self._is_wanted,
-            keeps_logits=waits and self._is_wanted and num_parts > 1,
+            inputs, options, keeps_steps_whole=waits, keeps_logits=waits and num_parts > 1
         )
         self.ledger = TokenLedger(self.sweep, has_row_state=False)
         self.running = RunningWeights(_NAME, objective, self.sweep, self.ledger)
@@ -117,7 +117,7 @@ class _SingleSweep:
 
     def run(self) -> None:
         """Walk the chunks."""
-        waits_for = False
+        has_open = False
         for chunk in self.sweep.chunks:
             inputs = self.sweep.read(chunk)
             stats = self.sweep.measure(inputs, chunk)
@@ -125,13 +125,11 @@ class _SingleSweep:
             self.running.update(chunk)
             if not self._is_wanted:
                 continue
-            is_complete = self.running.num_known > chunk.first_rank
-            if waits_for and is_complete:
+            if has_open and self.running.num_known > chunk.first_rank:
                 self.gradients.settle(self.running.weights[chunk.first_rank])
-            # A step whose weight was known beforehand has nothing to wait for.
-            num_open = chunk.num_open if self.running.num_known < chunk.stop_rank else 0
+            num_open = chunk.num_open if self._waits else 0
             self._take_back(chunk, inputs, stats, num_open)
-            waits_for = num_open > 0
+            has_open = num_open > 0
 
     def policy(self, log_probs: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:
         """The policy's term and slope of some rows of the plan; None without one."""
@@ -252,15 +250,15 @@ def _loss(walk: _SingleSweep, objective: Objective) -> Tensor:
     """Reduce every term over the rows of the plan."""
     rows, stats = walk.sweep.rows, walk.ledger.stats
     weights = walk.running.per_step()
-    terms = [(stats.token_kl, objective.kl_coefficient * weights)]
-    if walk.sweep.heads.reference is not None:
-        terms.append((stats.token_reference_kl, objective.kl_coefficient * reference_weights(weights)))
     policy = walk.policy(stats.student_log_probs, slice(None))
-    ones = torch.ones_like(weights)
-    if policy is not None:
-        terms.append((policy[0], ones))
-    if objective.entropy_coefficient != 0.0:
-        terms.append((stats.student_entropy, -objective.entropy_coefficient * ones))
+    terms = loss_terms(
+        stats,
+        weights,
+        has_reference=walk.sweep.heads.reference is not None,
+        policy_term=None if policy is None else policy[0],
+        kl_coefficient=objective.kl_coefficient,
+        entropy_coefficient=objective.entropy_coefficient,
+    )
     return reduce_loss(
         terms,
         rows.steps[rows.ranks],
