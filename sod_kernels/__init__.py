@@ -5,7 +5,9 @@ out.loss.backward()
 """
 
 from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
-from sod_kernels.functional import step_kl
+from sod_kernels.functional import linear_step_kl, step_kl
+from sod_kernels.linear.policy import PolicyGradient
+from sod_kernels.linear_module import LinearStepKLLoss
 from sod_kernels.modules import StepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.types import StepKLOutput, StepStatistics
@@ -16,6 +18,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendStatus",
     "BackendUnavailableError",
+    "LinearStepKLLoss",
+    "PolicyGradient",
     "SodWeighting",
     "StepKLLoss",
     "StepKLOutput",
@@ -23,6 +27,7 @@ __all__ = [
     "TurnWeighting",
     "__version__",
     "backends",
+    "linear_step_kl",
     "sod_weights",
     "step_kl",
     "step_means",

@@ -7,6 +7,7 @@ are those with equal `step_trajectory`; their order is the order of the step ids
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -70,6 +71,8 @@ def sod_weights(
     )[group]
     anchor = torch.nn.functional.pad(divergence, (0, 1))[first]
     weights = ((anchor + epsilon) / (divergence + epsilon)).clamp(max=1.0 + delta)
+    # Also where the anchor is infinite too, and the quotient no number.
+    weights = torch.where(divergence == torch.inf, 0.0, weights)
     weights = torch.where(index == first, 1.0, weights)
     return torch.where(has_tokens, weights, 0.0)
 
@@ -187,8 +190,11 @@ class SodWeighting:
     Attributes:
         delta: How far above 1 a weight may go; infinity for no upper clip.
         epsilon: Added to both divergences, in nats.
+        is_causal: A weight reads its step and the first one of the trajectory, so it is known when the step
+            is complete: `linear_step_kl` applies it in a single sweep.
     """
 
+    is_causal: ClassVar[bool] = True
     delta: float = 0.2
     epsilon: float = 1e-6
 
@@ -221,8 +227,10 @@ class TurnWeighting:
         min_turns: Turns with tokens that a trajectory needs for weighting.
         min_divergence: Largest divergence that a trajectory needs for weighting, in nats.
         mean_preserving: Whether to keep the token mean of the weights at 1.
+        is_causal: A weight reads every step of its trajectory.
     """
 
+    is_causal: ClassVar[bool] = False
     min_turns: int = 3
     min_divergence: float = 0.01
     mean_preserving: bool = False

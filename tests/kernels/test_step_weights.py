@@ -107,6 +107,7 @@ class TestSodWeights:
 
     def test_infinite_divergence_gives_weight_zero_and_no_nan(self):
         assert sod_weights(_double([0.2, torch.inf, 0.2])).tolist() == [1.0, 0.0, 1.0]
+        assert sod_weights(_double([torch.inf, torch.inf, 0.2])).tolist() == [1.0, 0.0, 1.2]
 
     def test_broken_anchor_spoils_its_trajectory_only(self):
         weights = sod_weights(_double([torch.nan, 0.2, 0.3, 0.3]), torch.tensor([1, 1, 0, 0]))

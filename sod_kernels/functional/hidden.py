@@ -1,0 +1,270 @@
+"""`linear_step_kl`: from hidden states and output heads. Check, plan, sweep, weigh, reduce."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sod_kernels import _dispatch
+from sod_kernels._checks import arguments, weightings
+from sod_kernels._checks import hidden as checks
+from sod_kernels._layout import StepLayout, resolve_layout
+from sod_kernels.linear.heads import Head
+from sod_kernels.linear.inputs import LinearInputs, LinearOptions
+from sod_kernels.linear.modes import (
+    Batch,
+    Loss,
+    Weighting,
+    is_known_in_time,
+    optional_float,
+    run_double,
+    run_single,
+)
+from sod_kernels.linear.policy import PolicyGradient
+from sod_kernels.linear.rows import to_device
+from sod_kernels.types import DivergenceSpec, StepKLOutput
+
+_NAME = "linear_step_kl"
+
+
+def linear_step_kl(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    step_ids: Tensor | None = None,
+    *,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    reference_hidden: Tensor | None = None,
+    reference_weight: Tensor | None = None,
+    reference_bias: Tensor | None = None,
+    reference_logit_scale: float = 1.0,
+    reference_softcap: float | None = None,
+    policy_gradient: PolicyGradient | None = None,
+    kl_coefficient: float = 1.0,
+    entropy_coefficient: float = 0.0,
+    single_sweep: bool = True,
+    chunk_size: int | None = None,
+    response_mask: Tensor | None = None,
+    sampled_ids: Tensor | None = None,
+    step_trajectory: Tensor | None = None,
+    num_steps: int | None = None,
+    divergence: str = "reverse_kl",
+    beta: float | None = None,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    min_log_prob: float | None = None,
+    step_divergence: str = "kl",
+    weighting: Weighting = None,
+    token_weights: Tensor | None = None,
+    reduction: str = "token_mean",
+    denominator: float | Tensor | None = None,
+    backend: str = "auto",
+) -> StepKLOutput:
+    r"""Compute `step_kl` from hidden states and output heads, without holding the logits of the batch.
+
+    With :math:`z = \mathrm{cap}(\mathrm{scale} \cdot h W^T + b)`,
+    :math:`\mathrm{cap}(x) = \mathrm{softcap} \tanh(x / \mathrm{softcap})`, of either model, and
+    :math:`D_n, w_k, v_n, Z` as in `step_kl`:
+
+    .. math:: L = \frac{1}{Z} \sum_n v_n \left( c_{kl} w_{k(n)} D_n + P_n - c_{H} H_n \right)
+
+    where :math:`P_n` is the clipped policy-gradient term and :math:`H_n` the student's entropy; with a
+    reference :math:`w_k D_n + \max(0, 1 - w_k) \mathrm{KL}(p_n \| r_n)` takes the place of :math:`w_k D_n`.
+    Step weights apply to the divergence only, token weights to everything.
+
+    Rows are walked in chunks whose logits, in float32 even for bfloat16 inputs, live in buffers that are used
+    again; rows in no step are not projected. In a *single sweep* the gradients of `loss` are made on the way
+    and nothing is projected twice. That needs weights that are known when a step is complete: None, a tensor,
+    `SodWeighting`, or a function with an attribute ``is_causal = True``, which promises that a step's weight
+    reads that step and earlier ones of its trajectory (later steps come without tokens). For any other
+    weighting, and in compiled code for any function but `SodWeighting`, the heads are multiplied once more in
+    the backward pass.
+
+    Args:
+        student_hidden: (N, H) packed or (B, T, H) padded; float64, float32, bfloat16 or float16.
+        student_weight: (V, H) as in `torch.nn.Linear`, of the same dtype. A gradient is computed for each of
+            hidden states, weight and bias only if that one requires it.
+        teacher_hidden: Same leading shape and device; hidden size and dtype are the teacher's own.
+        teacher_weight: (V, teacher's H); another V is allowed with `vocab_size`.
+        step_ids: Step of each token, as in `step_kl`. The chunks are planned on the host: with CUDA tensors
+            give ids (and `step_trajectory`) on the CPU, which saves a wait for the device and is the only way
+            in compiled code and CUDA graphs.
+        student_bias: (V,) or None.
+        teacher_bias: (V,) or None.
+        student_logit_scale: Factor of the product, above 0.
+        teacher_logit_scale: Factor of the product, above 0.
+        student_softcap: Bound of the logits, above 0, or None.
+        teacher_softcap: Bound of the logits, above 0, or None.
+        reference_hidden: Of a frozen reference policy, with `reference_weight`; adds `token_reference_kl`.
+        reference_weight: (V, reference's H).
+        reference_bias: (V,) or None.
+        reference_logit_scale: Factor of the product, above 0.
+        reference_softcap: Bound of the logits, above 0, or None.
+        policy_gradient: Adds a clipped policy-gradient term on the sampled tokens; needs `sampled_ids`.
+        kl_coefficient: Factor of the divergence (and of the second target) in the loss, at least 0.
+        entropy_coefficient: Factor of the entropy that the loss rewards.
+        single_sweep: Whether the loss alone is differentiable, in a single sweep. False: `loss`, `token_kl`,
+            `token_reference_kl`, `student_log_probs` and `student_entropy` are, with any upstream gradient; a
+            second sweep projects the logits again.
+        chunk_size: Most rows that are projected together. None: as many as keep the logits within 256 MiB on
+            the CPU and 1.5 GiB elsewhere, at least 16.
+        response_mask: As in `step_kl`; where step ids may be.
+        sampled_ids: As in `step_kl`; where the hidden states are.
+        step_trajectory: As in `step_kl`; where the step ids are.
+        num_steps: As in `step_kl`.
+        divergence: As in `step_kl`.
+        beta: As in `step_kl`.
+        temperature: As in `step_kl`.
+        vocab_size: Valid rows of all weights; those beyond are not multiplied and get zero gradient. None:
+            all.
+        min_log_prob: As in `step_kl`.
+        step_divergence: As in `step_kl`.
+        weighting: As in `step_kl`, see above.
+        token_weights: As in `step_kl`.
+        reduction: As in `step_kl`; "none" only without a single sweep.
+        denominator: As in `step_kl`.
+        backend: As in `step_kl`: what runs on the chunks' logits.
+
+    Returns:
+        As of `step_kl`; in a single sweep everything but `loss` is detached.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a shape, device, value or combination is wrong.
+        BackendUnavailableError: If the backend cannot run here.
+
+    Source:
+        SOD, arXiv 2605.07725, equations (3) to (9); the single sweep is derived in docs/math.md.
+    """
+    heads = {
+        "student": Head(student_hidden, student_weight, student_bias, student_logit_scale, student_softcap),
+        "teacher": Head(teacher_hidden, teacher_weight, teacher_bias, teacher_logit_scale, teacher_softcap),
+    }
+    checks.check_reference(
+        _NAME, reference_hidden, reference_weight, reference_bias, reference_logit_scale, reference_softcap
+    )
+    if reference_hidden is not None and reference_weight is not None:
+        heads["reference"] = Head(
+            reference_hidden, reference_weight, reference_bias, reference_logit_scale, reference_softcap
+        )
+    width = checks.check_heads(_NAME, heads, vocab_size)
+    kind, mixture = arguments.check_divergence(_NAME, divergence, beta, temperature, min_log_prob)
+    arguments.check_options(_NAME, step_divergence, reduction, backend)
+    checks.check_mode(_NAME, single_sweep, reduction, chunk_size)
+    checks.check_coefficients(_NAME, kl_coefficient, entropy_coefficient)
+    layout, ids = _layout(student_hidden, step_ids, response_mask, step_trajectory, num_steps, weighting)
+    arguments.check_sampled_ids(_NAME, sampled_ids, ids, vocab_size=width, step_divergence=step_divergence)
+    arguments.check_loss_arguments(_NAME, token_weights, denominator, reduction=reduction, like=ids)
+    checks.check_policy(_NAME, policy_gradient, PolicyGradient, sampled_ids, ids)
+    spec = DivergenceSpec(
+        divergence=kind, beta=mixture, temperature=temperature, vocab_size=width, min_log_prob=min_log_prob
+    )
+    batch = _batch(heads, layout, ids, sampled_ids, spec, chunk_size, backend)
+    loss = Loss(
+        policy_gradient,
+        float(kl_coefficient),
+        float(entropy_coefficient),
+        step_divergence,
+        weighting,
+        token_weights,
+        reduction,
+        _scalar(denominator, batch),
+    )
+    if single_sweep and is_known_in_time(weighting):
+        return run_single(batch, loss)
+    return run_double(batch, loss, is_detached=single_sweep)
+
+
+def _scalar(denominator: float | Tensor | None, batch: Batch) -> Tensor | None:
+    device = batch.ids.device
+    if denominator is None:
+        return None
+    if isinstance(denominator, Tensor):
+        return to_device(denominator.detach(), device)
+    return torch.full((), denominator, dtype=batch.inputs.dtype, device=device)
+
+
+def _layout(
+    hidden: Tensor,
+    step_ids: Tensor | None,
+    response_mask: Tensor | None,
+    step_trajectory: Tensor | None,
+    num_steps: int | None,
+    weighting: Weighting,
+) -> tuple[StepLayout, Tensor]:
+    """Steps where they were given (or on the CPU), and their ids where the hidden states are."""
+    weightings.check_weighting(_NAME, weighting, may_be_tensor=True)
+    given = step_ids if step_ids is not None else response_mask
+    is_on_host = not isinstance(given, Tensor) or given.device.type == "cpu"
+    # Stands for logits of the batch, of which only leading shape and device are looked at.
+    like = torch.empty((), device="cpu" if is_on_host else hidden.device).expand(hidden.shape)
+    layout = resolve_layout(
+        _NAME,
+        like,
+        step_ids=step_ids,
+        response_mask=response_mask,
+        step_trajectory=step_trajectory,
+        num_steps=num_steps,
+        weighting=weighting,
+    )
+    checks.check_may_plan(_NAME, layout.step_ids)
+    return layout, to_device(layout.step_ids, hidden.device)
+
+
+def _batch(
+    heads: dict[str, Head],
+    layout: StepLayout,
+    ids: Tensor,
+    sampled_ids: Tensor | None,
+    spec: DivergenceSpec,
+    chunk_size: int | None,
+    backend: str,
+) -> Batch:
+    """Flatten the leading shape, cut everybody but the student off the graph, choose the backend."""
+    flat = {
+        name: head._replace(hidden=head.hidden.reshape(-1, head.hidden.shape[-1]))
+        for name, head in heads.items()
+    }
+    student, teacher = flat["student"], _detached(flat["teacher"])
+    reference = _detached(flat["reference"]) if "reference" in flat else None
+    inputs = LinearInputs(
+        student_hidden=student.hidden,
+        student_weight=student.weight,
+        student_bias=student.bias,
+        teacher_hidden=teacher.hidden,
+        teacher_weight=teacher.weight,
+        teacher_bias=teacher.bias,
+        reference_hidden=None if reference is None else reference.hidden,
+        reference_weight=None if reference is None else reference.weight,
+        reference_bias=None if reference is None else reference.bias,
+        step_ids=layout.step_ids.reshape(-1),
+        sampled_ids=None if sampled_ids is None else sampled_ids.detach().to(torch.int64).reshape(-1),
+    )
+    options = LinearOptions(
+        num_steps=layout.num_steps,
+        student_scale=float(student.scale),
+        teacher_scale=float(teacher.scale),
+        reference_scale=1.0 if reference is None else float(reference.scale),
+        student_softcap=optional_float(student.softcap),
+        teacher_softcap=optional_float(teacher.softcap),
+        reference_softcap=None if reference is None else optional_float(reference.softcap),
+        divergence=spec.divergence,
+        beta=float(spec.beta),
+        temperature=float(spec.temperature),
+        vocab_size=spec.vocab_size,
+        min_log_prob=optional_float(spec.min_log_prob),
+        chunk_size=chunk_size or 0,
+        backend=_dispatch.resolve(backend, ids.device.type, inputs.dtype, function=_NAME),
+    )
+    return Batch(inputs, options, ids, to_device(layout.trajectory, ids.device), layout.trajectory)
+
+
+def _detached(head: Head) -> Head:
+    bias = None if head.bias is None else head.bias.detach()
+    return head._replace(hidden=head.hidden.detach(), weight=head.weight.detach(), bias=bias)

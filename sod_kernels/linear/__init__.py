@@ -1,0 +1,1 @@
+"""From hidden states and output heads to divergences, without ever holding the logits of a batch."""

@@ -1,0 +1,235 @@
+"""The custom ops from hidden states that torch sees: a single sweep, and the two of the two-sweep mode.
+
+Each hides its walk over chunks: a compiled graph holds one node per sweep and no tensor of rows by columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sod_kernels.linear.double import run_backward, run_forward
+from sod_kernels.linear.heads import Wanted
+from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
+from sod_kernels.linear.single import SingleSweepResult, run_single_sweep
+from sod_kernels.types import RowState, TokenGradients, TokenStats
+
+_NAMESPACE = "sod_kernels"
+_INPUTS = (
+    "Tensor student_hidden, Tensor student_weight, Tensor? student_bias, "
+    "Tensor teacher_hidden, Tensor teacher_weight, Tensor? teacher_bias, "
+    "Tensor? reference_hidden, Tensor? reference_weight, Tensor? reference_bias, "
+    "Tensor step_ids, Tensor? sampled_ids"
+)
+_OPTIONS = (
+    "SymInt num_steps, float student_scale, float teacher_scale, float reference_scale, "
+    "float? student_softcap, float? teacher_softcap, float? reference_softcap, "
+    "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, "
+    "SymInt chunk_size, str backend"
+)
+_OBJECTIVE = (
+    "Tensor step_trajectory, Tensor? step_weights, Tensor? token_weights, Tensor? denominator, "
+    "Tensor? advantages, Tensor? old_log_probs, int weighting, float? delta, float? epsilon, "
+    "float clip_low, float clip_high, float? dual_clip, float kl_coefficient, float entropy_coefficient, "
+    "str step_divergence, str reduction"
+)
+_WANTED = "bool wants_hidden, bool wants_weight, bool wants_bias"
+_TOKENS = (
+    "Tensor token_kl, Tensor token_reference_kl, Tensor student_log_probs, Tensor teacher_log_probs, "
+    "Tensor student_entropy"
+)
+_GRADIENTS = "Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias"
+_SCHEMAS = (
+    f"linear_step_kl_forward({_INPUTS}, {_OPTIONS}) -> ({_TOKENS}, Tensor row_state, Tensor step_sums)",
+    "linear_step_kl_backward(Tensor grad_token_kl, Tensor grad_token_reference_kl, "
+    f"Tensor grad_student_log_probs, Tensor grad_student_entropy, {_INPUTS}, {_OPTIONS}, Tensor row_state, "
+    f"{_WANTED}) -> ({_GRADIENTS})",
+    f"linear_step_kl_loss({_INPUTS}, {_OPTIONS}, {_OBJECTIVE}, {_WANTED}) -> (Tensor loss, {_TOKENS}, "
+    f"Tensor step_sums, Tensor step_weights, {_GRADIENTS})",
+    f"linear_step_kl_scale(Tensor factor, Tensor learned, {_GRADIENTS}) -> ({_GRADIENTS})",
+)
+_NUM_INPUTS, _NUM_OPTIONS = len(LinearInputs._fields), len(LinearOptions._fields)
+_NUM_BOTH = _NUM_INPUTS + _NUM_OPTIONS
+# Hidden states, weight and bias of the student come first.
+_NUM_LEARNED = len(Wanted._fields)
+
+
+def _split(arguments: tuple[Any, ...]) -> tuple[LinearInputs, LinearOptions, tuple[Any, ...]]:
+    inputs = LinearInputs(*arguments[:_NUM_INPUTS])
+    return inputs, LinearOptions(*arguments[_NUM_INPUTS:_NUM_BOTH]), arguments[_NUM_BOTH:]
+
+
+def _new_tokens(inputs: LinearInputs, options: LinearOptions) -> TokenStats:
+    """Fresh tensors of the shapes, dtypes and device of the token outputs."""
+    like, num_rows = inputs.student_hidden, inputs.step_ids.shape[0]
+
+    def tokens(is_given: bool = True) -> Tensor:
+        return like.new_empty((num_rows if is_given else 0,), dtype=inputs.dtype)
+
+    has_sampled = inputs.sampled_ids is not None
+    return TokenStats(
+        token_kl=tokens(),
+        token_reference_kl=tokens(inputs.reference_hidden is not None),
+        student_log_probs=tokens(has_sampled),
+        teacher_log_probs=tokens(has_sampled),
+        student_entropy=tokens(),
+        row_state=like.new_empty((num_rows, len(RowState)), dtype=torch.float64),
+        step_sums=like.new_empty((options.num_steps, 5), dtype=torch.float64),
+    )
+
+
+def _new_gradients(inputs: LinearInputs, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(like: Tensor | None, is_wanted: bool) -> Tensor:
+        shape = like.shape if like is not None and is_wanted else (0,)
+        return inputs.student_hidden.new_empty(shape, dtype=inputs.dtype)
+
+    hidden, weight, bias = (
+        gradient(like, is_wanted) for like, is_wanted in zip(inputs[:_NUM_LEARNED], wanted, strict=True)
+    )
+    return hidden, weight, bias
+
+
+def _run_forward(*arguments: Any) -> TokenStats:
+    inputs, options, _ = _split(arguments)
+    return run_forward(inputs, options)
+
+
+def _fake_forward(*arguments: Any) -> TokenStats:
+    inputs, options, _ = _split(arguments)
+    return _new_tokens(inputs, options)
+
+
+def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    upstream = TokenGradients(*arguments[:4])
+    inputs, options, (row_state, *wanted) = _split(arguments[4:])
+    return run_backward(upstream, inputs, options, row_state, Wanted(*wanted))
+
+
+def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, _, (_, *wanted) = _split(arguments[4:])
+    return _new_gradients(inputs, Wanted(*wanted))
+
+
+def _split_loss(arguments: tuple[Any, ...]) -> tuple[LinearInputs, LinearOptions, Objective, Wanted]:
+    inputs, options, others = _split(arguments)
+    return inputs, options, Objective(*others[:-_NUM_LEARNED]), Wanted(*others[-_NUM_LEARNED:])
+
+
+def _run_loss(*arguments: Any) -> SingleSweepResult:
+    return run_single_sweep(*_split_loss(arguments))
+
+
+def _fake_loss(*arguments: Any) -> SingleSweepResult:
+    inputs, options, _, wanted = _split_loss(arguments)
+    stats = _new_tokens(inputs, options)
+    return SingleSweepResult(
+        stats.token_kl.new_empty(()),
+        *stats[:5],
+        stats.step_sums,
+        stats.token_kl.new_empty((options.num_steps,)),
+        *_new_gradients(inputs, wanted),
+    )
+
+
+def _scale(factor: Tensor, learned: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+    return tuple(gradient * factor for gradient in gradients)
+
+
+def _fake_scale(factor: Tensor, learned: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(gradient) for gradient in gradients)
+
+
+def _returned(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """Gradients of every argument of an op: of the student's head, in its dtypes, and of nothing else."""
+    learned = (
+        gradient.to(dtype) if is_needed else None
+        for gradient, dtype, is_needed in zip(gradients, ctx.dtypes, ctx.needs_input_grad, strict=False)
+    )
+    return (*learned, *(None,) * (ctx.num_arguments - _NUM_LEARNED))
+
+
+def _remember(ctx: Any, arguments: tuple[Any, ...]) -> None:
+    ctx.num_arguments = len(arguments)
+    ctx.dtypes = [None if each is None else each.dtype for each in arguments[:_NUM_LEARNED]]
+
+
+def _set_up_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    stats = TokenStats(*output)
+    ctx.mark_non_differentiable(stats.teacher_log_probs, stats.row_state, stats.step_sums)
+    ctx.save_for_backward(*inputs[:_NUM_INPUTS], stats.row_state)
+    ctx.options = inputs[_NUM_INPUTS:]
+    _remember(ctx, inputs)
+
+
+def _differentiate_forward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    of_output = TokenStats(*grads)
+    upstream = (getattr(of_output, name).contiguous() for name in TokenGradients._fields)
+    *inputs, row_state = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:_NUM_LEARNED]
+    gradients = torch.ops.sod_kernels.linear_step_kl_backward(
+        *upstream, *inputs, *ctx.options, row_state, *wanted
+    )
+    return _returned(ctx, gradients)
+
+
+def _set_up_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    # A gradient of the gradient would come back to what is learned, so that must be at hand to be refused.
+    learned = next((each for each in inputs[:_NUM_LEARNED] if each is not None and each.requires_grad), None)
+    ctx.save_for_backward(learned, *output[-_NUM_LEARNED:])
+    _remember(ctx, inputs)
+
+
+def _differentiate_loss(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    learned, *gradients = ctx.saved_tensors
+    if _may_consume(gradients):
+        return _returned(ctx, tuple(gradient.mul_(grad) for gradient in gradients))
+    return _returned(ctx, torch.ops.sod_kernels.linear_step_kl_scale(grad, learned, *gradients))
+
+
+def _may_consume(gradients: list[Tensor]) -> bool:
+    """Whether nobody can ask for the saved gradients again, so that scaling them needs no second copy.
+
+    That is so in eager mode unless the graph is kept. Compiled code has tensors of a class of its own here.
+    """
+    is_eager = all(type(gradient) is Tensor for gradient in gradients)
+    keeps_graph: Any = torch._C._autograd._get_current_graph_task_keep_graph
+    return is_eager and not torch.is_grad_enabled() and not keeps_graph()
+
+
+def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "linear_step_kl: the gradient of the gradient was asked for, which no sweep has. Call backward "
+        "without create_graph=True."
+    )
+
+
+def _register() -> Any:
+    # Typed loosely: torch ships no annotations for these methods.
+    make_library: Any = torch.library.Library
+    library = make_library(_NAMESPACE, "FRAGMENT")
+    implementations: tuple[tuple[Any, ...], ...] = (
+        (_run_forward, _fake_forward, _differentiate_forward, _set_up_forward),
+        (_run_backward, _fake_backward, _refuse_double_backward, None),
+        (_run_loss, _fake_loss, _differentiate_loss, _set_up_loss),
+        (_scale, _fake_scale, _refuse_double_backward, None),
+    )
+    for schema, (run, fake, differentiate, set_up) in zip(_SCHEMAS, implementations, strict=True):
+        name = schema.partition("(")[0]
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=library)
+        torch.library.register_autograd(
+            f"{_NAMESPACE}::{name}", differentiate, setup_context=set_up, lib=library
+        )
+    return library
+
+
+# Op names are global to the process, and dropping the library would remove them: keep it, register it once.
+if not hasattr(getattr(torch.ops, _NAMESPACE), "linear_step_kl_loss"):
+    _LIBRARY = _register()
+
+linear_step_kl_forward = torch.ops.sod_kernels.linear_step_kl_forward
+linear_step_kl_loss = torch.ops.sod_kernels.linear_step_kl_loss

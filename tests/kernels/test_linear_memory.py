@@ -1,0 +1,92 @@
+"""No tensor of rows by columns is ever made, and nothing is multiplied twice."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sod_kernels import SodWeighting, TurnWeighting, linear_step_kl
+from sod_kernels.linear import ops
+from sod_kernels.linear.plan import make_plan
+
+NUM_COLUMNS = 400
+
+
+class _Spy(TorchDispatchMode):
+    """Notes the largest tensor that any operation returned, and the multiplications of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.entries = self.products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.entries = max(self.entries, each.untyped_storage().nbytes() // 4)
+        if func._opname in ("addmm", "addmm_", "mm"):
+            left, right = [arg for arg in args if isinstance(arg, torch.Tensor)][-2:]
+            self.products += left.shape[0] * left.shape[1] * right.shape[1]
+        return result
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """A spy inside the custom ops, which hide what they do from one that is outside."""
+    spy = _Spy()
+
+    def watched(run):
+        def run_watched(*arguments):
+            with spy:
+                return run(*arguments)
+
+        return run_watched
+
+    for name in ("run_single_sweep", "run_forward", "run_backward"):
+        monkeypatch.setattr(ops, name, watched(getattr(ops, name)))
+    return spy
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weighting": SodWeighting()},
+        {"weighting": SodWeighting(), "entropy_coefficient": 0.1, "student_softcap": 5.0},
+        {"weighting": TurnWeighting()},
+        {"single_sweep": False},
+    ],
+)
+def test_largest_tensor_does_not_grow_with_the_rows(options, spy):
+    # The buffers of a chunk, a spare one included.
+    allowed = 8 * NUM_COLUMNS * 3
+    for num_rows in (240, 480):
+        generator = torch.Generator().manual_seed(0)
+        hidden, teacher = torch.randn(2, num_rows, 3, generator=generator)
+        weight, teacher_weight = torch.randn(2, NUM_COLUMNS, 3, generator=generator)
+        out = linear_step_kl(
+            hidden.requires_grad_(),
+            weight.requires_grad_(),
+            teacher,
+            teacher_weight,
+            torch.arange(num_rows) // 90,
+            chunk_size=8,
+            backend="reference",
+            **options,
+        )
+        out.loss.backward()
+        assert hidden.grad.any()
+        assert 0 < spy.entries <= allowed < num_rows * NUM_COLUMNS / 9
+
+
+def test_nothing_is_multiplied_twice(spy):
+    rows, active, size, teacher_size = 300, 200, 4, 6
+    ids = torch.full((rows,), -1)
+    ids[50 : 50 + active] = torch.arange(active) // 33
+    heads = [torch.randn(rows, size), torch.randn(NUM_COLUMNS, size)]
+    teacher = [torch.randn(rows, teacher_size), torch.randn(NUM_COLUMNS, teacher_size)]
+    plan = make_plan(ids, 7, chunk_size=16, keeps_steps_whole=True)
+    assert any(chunk.num_open for chunk in plan.chunks)
+    for learned, wanted in (((0, 1), 3 * size), ((0,), 2 * size), ((), size)):
+        spy.products = 0
+        student = [each.clone().requires_grad_(number in learned) for number, each in enumerate(heads)]
+        linear_step_kl(*student, *teacher, ids, weighting=SodWeighting(), chunk_size=16, backend="reference")
+        assert spy.products == active * NUM_COLUMNS * (wanted + teacher_size)
