@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sod.algorithms import make_algorithm
+from sod.advantages import group_advantages
+from sod.algorithms import LossContext, make_algorithm
 from sod.assembly import RunParts, assemble, assemble_objects
 from sod.checkpoint import (
     TrainerState,
@@ -27,7 +28,8 @@ from sod.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from sod.config import RunConfig, SODSection
+from sod.config import RunConfig
+from sod.config_algorithms import SODSection
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment
 from sod.errors import TrainingError
@@ -238,7 +240,7 @@ class SODTrainer:
 
     def _trajectories(self, index: int) -> list[Trajectory]:
         count, seed = self.config.trainer.tasks_per_round, self.config.run.seed
-        if not self._algorithm.needs_teacher:
+        if not self.config.algorithm.is_on_policy:
             return take_from(self.parts.expert, self.state.cursor, count, seed=seed)
         path = self._folder.trajectories(index)
         if self.state.updates_in_round:
@@ -252,7 +254,10 @@ class SODTrainer:
 
     def _updates(self, trajectories: Sequence[Trajectory]) -> None:
         trainer, index = self.config.trainer, self.state.round
-        plan = plan_round(trajectories, self.config, round_index=index, pad_id=self.parts.pad_id)
+        advantages = group_advantages(trajectories) if self.config.algorithm.has_reward_term else None
+        plan = plan_round(
+            trajectories, self.config, round_index=index, pad_id=self.parts.pad_id, advantages=advantages
+        )
         teacher = self.parts.teacher
         cache_bytes = trainer.teacher_cache_mib * MIB if trainer.epochs > 1 else 0
         scores = RoundScores(teacher, max_bytes=cache_bytes) if teacher is not None else None
@@ -272,7 +277,7 @@ class SODTrainer:
                 minibatch.batches,
                 scores.source(minibatch.first_key) if scores is not None else lambda *_: None,
                 self._update_settings(minibatch),
-                inspect if position == 0 and self._algorithm.needs_teacher else None,
+                inspect if position == 0 and self.config.algorithm.is_on_policy else None,
             )
             if gaps:
                 result.metrics["alignment/gap_max"] = max(gaps)
@@ -283,7 +288,7 @@ class SODTrainer:
         optimizer = self.config.optimizer
         scale = learning_rate_scale(optimizer, self.state.update, self.config.num_updates)
         return UpdateSettings(
-            denominator=minibatch.num_tokens,
+            context=LossContext(denominator=minibatch.num_tokens, round_number=self.state.round + 1),
             learning_rate=scale * optimizer.learning_rate,
             learning_rate_scale=scale,
             max_grad_norm=optimizer.max_grad_norm,

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sod.algorithms.base import Algorithm, LossOutput
-from sod.algorithms.distillation import StepDistillation
+from sod.algorithms.atod import atod
+from sod.algorithms.base import Algorithm, LossContext, LossOutput
+from sod.algorithms.grpo import GRPO, grpo
+from sod.algorithms.objective import Divergence, StepObjective
 from sod.algorithms.opd import opd
 from sod.algorithms.sft import SFT
 from sod.algorithms.sod import sod
-from sod.config import AlgorithmSection, SFTSection, SODSection
+from sod.config_algorithms import (
+    AlgorithmSection,
+    ATODSection,
+    GRPOSection,
+    OPDSection,
+    SFTSection,
+    SODSection,
+)
 
-__all__ = ["SFT", "Algorithm", "LossOutput", "StepDistillation", "make_algorithm", "opd", "sod"]
+__all__ = [
+    "GRPO",
+    "SFT",
+    "Algorithm",
+    "Divergence",
+    "LossContext",
+    "LossOutput",
+    "StepObjective",
+    "atod",
+    "grpo",
+    "make_algorithm",
+    "opd",
+    "sod",
+]
 
 
 def make_algorithm(section: AlgorithmSection, *, vocab_size: int | None = None) -> Algorithm:
@@ -24,7 +46,15 @@ def make_algorithm(section: AlgorithmSection, *, vocab_size: int | None = None) 
     Returns:
         The algorithm.
     """
-    if isinstance(section, SFTSection):
-        return SFT(vocab_size=vocab_size)
-    made = sod(section) if isinstance(section, SODSection) else opd(section)
+    match section:
+        case SFTSection():
+            return SFT(vocab_size=vocab_size)
+        case GRPOSection():
+            return replace(grpo(section), vocab_size=vocab_size)
+        case OPDSection():
+            made = opd(section)
+        case SODSection():
+            made = sod(section)
+        case ATODSection():
+            made = atod(section)
     return replace(made, vocab_size=vocab_size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sod.algorithms.base import LossOutput
+from sod.algorithms.base import LossContext, LossOutput
 from sod.packing import Batch
 
 
@@ -27,7 +27,7 @@ class SFT:
     vocab_size: int | None = None
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, denominator: int
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
         token_nll = cross_entropy(
@@ -39,7 +39,7 @@ class SFT:
         step_sums = zeros.index_add(0, batch.row_steps, token_nll.detach().double())
         step_tokens = torch.bincount(batch.row_steps, minlength=batch.num_steps)
         return LossOutput(
-            loss=kept.sum() / denominator,
+            loss=kept.sum() / context.denominator,
             token_sums={"nll/token": kept.detach().sum()},
             step_divergence=(step_sums / step_tokens.clamp(min=1)).float(),
             step_weights=torch.ones_like(zeros, dtype=torch.float32),

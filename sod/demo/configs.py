@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from sod.config import (
-    AlgorithmSection,
     CheckpointSection,
     DataSection,
     EvaluationSection,
-    OPDSection,
     RolloutSection,
     RunConfig,
     RunSection,
-    SFTSection,
-    SODSection,
     StudentSection,
     TeacherSection,
     TrainerSection,
 )
+from sod.config_algorithms import AlgorithmSection, OPDSection, SFTSection, SODSection
 from sod.demo.settings import DemoSettings, SupervisedPhase
 from sod.envs.ledger_env import LedgerSection
 
@@ -114,7 +111,7 @@ def method_config(
     phase = settings.distillation
     algorithm: dict[str, AlgorithmSection] = {
         "opd": OPDSection(),
-        "sod": SODSection(),
+        "sod": SODSection(form="vocab", reward_coefficient=0.0),
         "control": SFTSection(),
     }
     is_control = method == "control"

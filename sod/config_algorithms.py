@@ -1,0 +1,234 @@
+"""Settings of the algorithms: which terms a loss has, and with what numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, Literal
+
+from sod.config_schema import Above, AtLeast, AtMost, Section
+from sod.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseAlgorithmSection(Section):
+    """What an algorithm reads, so that a run without it is refused before any work is done."""
+
+    section: ClassVar[str] = "algorithm"
+    is_on_policy: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+
+    @property
+    def has_reward_term(self) -> bool:
+        """Whether the reward has a coefficient above 0 at any time."""
+        return False
+
+    @property
+    def ratio_temperature(self) -> float | None:
+        """Temperature of the policy-gradient term's probabilities; None without such a term."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSection(BaseAlgorithmSection):
+    """Cross-entropy on expert turns."""
+
+    is_on_policy: ClassVar[bool] = False
+    name: Literal["sft"] = "sft"
+    """Name of the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateSection(BaseAlgorithmSection):
+    """The clipped policy-gradient term."""
+
+    clip_low: Annotated[float, Above(0), AtMost(1)] = 0.2
+    """The probability ratio counts down to 1 - clip_low."""
+    clip_high: Annotated[float, Above(0)] = 0.28
+    """The probability ratio counts up to 1 + clip_high."""
+    dual_clip: Annotated[float, AtLeast(0)] = 3.0
+    """Cap of the loss in units of the advantage where it is negative, above 1; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and the cap."""
+        super().__post_init__()
+        if 0 < self.dual_clip <= 1:
+            raise ConfigError(f"[algorithm] dual_clip = {self.dual_clip!r}: wanted a value above 1, or 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOSection(SurrogateSection):
+    """The reward alone, relative to the other attempts at the same task."""
+
+    name: Literal["grpo"] = "grpo"
+    """Name of the algorithm."""
+    temperature: Annotated[float, Above(0)] = 1.0
+    """Divides the logits; must be that of the rollouts, or the probability ratio is no ratio."""
+
+    @property
+    def has_reward_term(self) -> bool:
+        """It has no other."""
+        return True
+
+    @property
+    def ratio_temperature(self) -> float:
+        """That of the logits."""
+        return self.temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSection(SurrogateSection):
+    """What every algorithm with a teacher can set."""
+
+    needs_teacher: ClassVar[bool] = True
+    form: Literal["vocab", "sampled"] = "vocab"
+    """"vocab" differentiates the divergence over the vocabulary, "sampled" is the advantage form."""
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    """Divergence between student and teacher at each token, in nats; "sampled" has "reverse_kl" only."""
+    beta: Annotated[float, Above(0)] = 0.5
+    """Weight of the teacher in the mixture of "jsd", between 0 and 1."""
+    temperature: Annotated[float, Above(0)] = 1.0
+    """Divides both logits before the divergence."""
+    min_log_prob: Annotated[float, AtMost(0)] | None = None
+    """Floor in nats under the log-probabilities that the divergence divides by; None for no floor."""
+
+    @property
+    def ratio_temperature(self) -> float | None:
+        """That of the logits, where there is a policy-gradient term: the sampled form or a reward."""
+        return self.temperature if self.form == "sampled" or self.has_reward_term else None
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that every setting is read at all."""
+        super().__post_init__()
+        if self.beta >= 1:
+            raise ConfigError(f"[algorithm] beta = {self.beta!r}: wanted a value below 1")
+        if self.form == "sampled" and self.divergence != "reverse_kl":
+            raise ConfigError(
+                f'[algorithm] divergence = "{self.divergence}": belongs to form = "vocab"; '
+                'the sampled form has "reverse_kl" only'
+            )
+        if self.beta != 0.5 and self.divergence != "jsd":
+            raise ConfigError(
+                f'[algorithm] beta = {self.beta!r}: belongs to divergence = "jsd", '
+                f"but divergence = {self.divergence!r}; remove one of the two"
+            )
+        if self.min_log_prob is not None and self.divergence == "jsd":
+            raise ConfigError(
+                f"[algorithm] min_log_prob = {self.min_log_prob!r}: belongs to divergence "
+                '"reverse_kl" or "forward_kl"; "jsd" is finite without a floor; remove one of the two'
+            )
+        for item in fields(SurrogateSection):
+            if getattr(self, item.name) != item.default and self.ratio_temperature is None:
+                raise ConfigError(
+                    f"[algorithm] {item.name} = {getattr(self, item.name)!r}: belongs to the policy-gradient "
+                    'term, which form = "vocab" without a reward does not have; remove one of the two'
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPDSection(DistillationSection):
+    """On-policy distillation, every token alike."""
+
+    name: Literal["opd"] = "opd"
+    """Name of the algorithm."""
+    reward_coefficient: Annotated[float, AtLeast(0)] = 0.0
+    """Coefficient of the reward (GRPO) term; 1 is the baseline of the SOD paper."""
+
+    @property
+    def has_reward_term(self) -> bool:
+        """Whether the reward has a coefficient above 0."""
+        return self.reward_coefficient > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SODSection(DistillationSection):
+    """Step-wise on-policy distillation: each step weighted by its divergence (arXiv 2605.07725)."""
+
+    name: Literal["sod"] = "sod"
+    """Name of the algorithm."""
+    form: Literal["vocab", "sampled"] = "sampled"
+    """"sampled" is the paper's advantage form; "vocab" has the same expected gradient at lower variance."""
+    delta: Annotated[float, AtLeast(0)] = 0.2
+    """A step weight is at most 1 + delta; inf for no bound."""
+    epsilon: Annotated[float, Above(0)] = 1e-6
+    """Added to both divergences of the weight's ratio, in nats; raise it where the first step is easy."""
+    step_divergence: Literal["abs_log_ratio", "kl"] = "abs_log_ratio"
+    """What a step's divergence averages: the paper's |log-ratio| of sampled tokens, or the divergence."""
+    weight: Literal["divergence", "decay_after_error", "mask_after_error"] = "divergence"
+    """How a step is weighed; the last two are the paper's ablations: 0.9^j, and 0, after the first error."""
+    reward_coefficient: Annotated[float, AtLeast(0)] = 1.0
+    """Coefficient of the reward (GRPO) term; 0 leaves it out."""
+
+    @property
+    def has_reward_term(self) -> bool:
+        """Whether the reward has a coefficient above 0."""
+        return self.reward_coefficient > 0
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that every setting is read at all."""
+        super().__post_init__()
+        if self.form == "sampled" and self.step_divergence == "kl":
+            raise ConfigError(
+                '[algorithm] step_divergence = "kl": belongs to form = "vocab"; at sampling time only the '
+                "log-probs of sampled tokens are known"
+            )
+        for item in fields(SODSection):
+            value = getattr(self, item.name)
+            is_of_ratio = item.name in ("delta", "epsilon", "step_divergence")
+            if is_of_ratio and self.weight != "divergence" and value != item.default:
+                raise ConfigError(
+                    f'[algorithm] {item.name} = {value!r}: belongs to weight = "divergence", '
+                    f'but weight = "{self.weight}"; remove one of the two'
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATODSection(DistillationSection):
+    """Annealed, turn-aware distillation that fades into reinforcement learning (arXiv 2606.27814)."""
+
+    name: Literal["atod"] = "atod"
+    """Name of the algorithm."""
+    form: Literal["vocab", "sampled"] = "sampled"
+    """"sampled" is the paper's advantage form; "vocab" has the same expected gradient at lower variance."""
+    distillation_start: Annotated[float, AtLeast(0)] = 1.0
+    """Coefficient of the distillation term before the first round."""
+    distillation_end: Annotated[float, AtLeast(0)] = 0.1
+    """Coefficient of the distillation term once it is annealed."""
+    reward_start: Annotated[float, AtLeast(0)] = 1.0
+    """Coefficient of the reward term before the first round."""
+    reward_end: Annotated[float, AtLeast(0)] = 2.0
+    """Coefficient of the reward term once it is annealed."""
+    anneal_rounds: Annotated[int, AtLeast(0)] = 80
+    """Rounds over which both coefficients change linearly; 0 keeps those of the start."""
+    min_turns: Annotated[int, Above(0)] = 3
+    """Trajectories of fewer turns keep weight 1."""
+    min_divergence: Annotated[float, AtLeast(0)] = 0.01
+    """Trajectories whose largest step divergence is below it, in nats, keep weight 1."""
+    mean_preserving: bool = False
+    """Whether weights are scaled to a token mean of 1 per trajectory."""
+
+    @property
+    def has_reward_term(self) -> bool:
+        """Whether the reward has a coefficient above 0 at any time."""
+        return self.reward_start > 0 or (self.reward_end > 0 and self.anneal_rounds > 0)
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that both ends are reached."""
+        super().__post_init__()
+        for item in fields(ATODSection):
+            is_end = item.name in ("distillation_end", "reward_end")
+            if is_end and self.anneal_rounds == 0 and getattr(self, item.name) != item.default:
+                raise ConfigError(
+                    f"[algorithm] {item.name} = {getattr(self, item.name)!r}: is never reached with "
+                    "anneal_rounds = 0; remove one of the two"
+                )
+
+
+AlgorithmSection = SFTSection | GRPOSection | OPDSection | SODSection | ATODSection
+
+ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
+    "sft": SFTSection,
+    "grpo": GRPOSection,
+    "opd": OPDSection,
+    "sod": SODSection,
+    "atod": ATODSection,
+}
