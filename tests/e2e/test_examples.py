@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sod.commands import dry_run
+from sod.config_algorithms import ALGORITHMS
 from sod.config_file import load_config
 from sod.errors import SandboxUnavailableError
 
@@ -14,7 +15,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "examples" / "configs").
 
 
 def test_there_are_examples_of_every_algorithm():
-    assert {load_config(path).algorithm.name for path in CONFIGS} >= {"sft", "opd", "sod"}
+    assert {load_config(path).algorithm.name for path in CONFIGS} == set(ALGORITHMS)
 
 
 @pytest.mark.sandbox
