@@ -16,6 +16,7 @@ class BaseAlgorithmSection(Section):
     section: ClassVar[str] = "algorithm"
     is_on_policy: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
 
     @property
     def has_reward_term(self) -> bool:
@@ -223,7 +224,50 @@ class ATODSection(DistillationSection):
                 )
 
 
-AlgorithmSection = SFTSection | GRPOSection | OPDSection | SODSection | ATODSection
+@dataclass(frozen=True, kw_only=True)
+class STMSection(DistillationSection):
+    """Step-wise target mixing: far steps are held to the policy that the run started from (ours)."""
+
+    needs_reference: ClassVar[bool] = True
+    name: Literal["stm"] = "stm"
+    """Name of the algorithm."""
+    form: Literal["vocab"] = "vocab"
+    """The second target is a divergence over the vocabulary, so there is no other form."""
+    anchor: Literal["running_median", "batch_quantile", "constant"] = "running_median"
+    """What a step's divergence is compared with: the median so far, a quantile of now, or a number."""
+    quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
+    """Quantile of the step divergences of a microbatch, for anchor = "batch_quantile"."""
+    constant: Annotated[float, Above(0)] = 0.1
+    """Divergence in nats that counts as usual, for anchor = "constant"."""
+    delta: Annotated[float, AtLeast(0)] = 0.2
+    """A step weight is at most 1 + delta."""
+    epsilon: Annotated[float, Above(0)] = 0.1
+    """Added to both divergences of the weight's ratio, in nats."""
+    min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    """A step weight is at least this."""
+    step_divergence: Literal["abs_log_ratio", "kl"] = "kl"
+    """What a step's divergence averages: |log-ratio| of sampled tokens, or the divergence."""
+    reward_coefficient: Annotated[float, AtLeast(0)] = 0.0
+    """Coefficient of the reward (GRPO) term."""
+
+    @property
+    def has_reward_term(self) -> bool:
+        """Whether the reward has a coefficient above 0."""
+        return self.reward_coefficient > 0
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that the anchor's numbers are read at all."""
+        super().__post_init__()
+        for item in fields(STMSection):
+            owner = {"quantile": "batch_quantile", "constant": "constant"}.get(item.name, self.anchor)
+            if owner != self.anchor and getattr(self, item.name) != item.default:
+                raise ConfigError(
+                    f'[algorithm] {item.name} = {getattr(self, item.name)!r}: belongs to anchor = "{owner}", '
+                    f'but anchor = "{self.anchor}"; remove one of the two'
+                )
+
+
+AlgorithmSection = SFTSection | GRPOSection | OPDSection | SODSection | ATODSection | STMSection
 
 ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
     "sft": SFTSection,
@@ -231,4 +275,5 @@ ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
     "opd": OPDSection,
     "sod": SODSection,
     "atod": ATODSection,
+    "stm": STMSection,
 }

@@ -7,10 +7,11 @@ killed and resumed repeats the unbroken one bit for bit (CPU, one thread).
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,9 +42,11 @@ from sod.loop.records import (
     add_steps,
     anchor_warning,
     mean_metrics,
+    running_median,
     step_rows,
     step_table,
 )
+from sod.loop.result import TrainResult
 from sod.loop.sampling import make_runner, make_sampler
 from sod.loop.signals import StopRequested, StopSignals
 from sod.loop.update import UpdateResult, UpdateSettings, run_update
@@ -56,27 +59,11 @@ from sod.run_folder import RunFolder
 from sod.seeding import seed_generators, take_from
 from sod.teacher.base import Teacher
 from sod.teacher.cache import RoundScores
+from sod.teacher.local import LocalTeacher
 from sod.types import Task, Trajectory
 
 ALIGNMENT_BOUND = {"float32": 0.02, "bfloat16": 1.0}
 MIB = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a finished run gives.
-
-    Attributes:
-        model: The trained student.
-        folder: Run folder.
-        checkpoint: Its last checkpoint.
-        metrics: Row of the last round.
-    """
-
-    model: PreTrainedModel
-    folder: Path
-    checkpoint: Path
-    metrics: dict[str, Any]
 
 
 class SODTrainer:
@@ -153,6 +140,9 @@ class SODTrainer:
         self._display = display or Display()
         self._algorithm = make_algorithm(config.algorithm, vocab_size=parts.vocab_size)
         self._optimizer = OptimizerSet(self.model, config.optimizer)
+        # Before any checkpoint is loaded: the weights that the run starts from.
+        needs_reference = config.algorithm.needs_reference
+        self._reference = LocalTeacher(copy.deepcopy(self.model)) if needs_reference else None
         self._autocast = torch.bfloat16 if config.trainer.precision == "bfloat16" else None
         is_low = config.trainer.precision == "bfloat16" or self.model.dtype == torch.bfloat16
         default_bound = ALIGNMENT_BOUND["bfloat16" if is_low else "float32"]
@@ -261,6 +251,7 @@ class SODTrainer:
         teacher = self.parts.teacher
         cache_bytes = trainer.teacher_cache_mib * MIB if trainer.epochs > 1 else 0
         scores = RoundScores(teacher, max_bytes=cache_bytes) if teacher is not None else None
+        held = RoundScores(self._reference, max_bytes=cache_bytes) if self._reference is not None else None
         for position in range(self.state.updates_in_round, len(plan)):
             self._stop.check()
             minibatch = plan[position]
@@ -278,6 +269,7 @@ class SODTrainer:
                 scores.source(minibatch.first_key) if scores is not None else lambda *_: None,
                 self._update_settings(minibatch),
                 inspect if position == 0 and self.config.algorithm.is_on_policy else None,
+                held.source(minibatch.first_key) if held is not None else None,
             )
             if gaps:
                 result.metrics["alignment/gap_max"] = max(gaps)
@@ -288,7 +280,11 @@ class SODTrainer:
         optimizer = self.config.optimizer
         scale = learning_rate_scale(optimizer, self.state.update, self.config.num_updates)
         return UpdateSettings(
-            context=LossContext(denominator=minibatch.num_tokens, round_number=self.state.round + 1),
+            context=LossContext(
+                denominator=minibatch.num_tokens,
+                round_number=self.state.round + 1,
+                anchor=self.state.divergence_median,
+            ),
             learning_rate=scale * optimizer.learning_rate,
             learning_rate_scale=scale,
             max_grad_norm=optimizer.max_grad_norm,
@@ -318,6 +314,7 @@ class SODTrainer:
                 updates_in_round=state.updates_in_round + 1,
                 num_skipped=state.num_skipped + result.is_skipped,
                 num_skipped_in_a_row=in_a_row,
+                divergence_median=running_median(state.divergence_median, result.steps),
                 round_metrics=(*state.round_metrics, result.metrics),
                 round_steps=add_steps(state.round_steps, result.steps),
             )

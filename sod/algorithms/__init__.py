@@ -11,6 +11,7 @@ from sod.algorithms.objective import Divergence, StepObjective
 from sod.algorithms.opd import opd
 from sod.algorithms.sft import SFT
 from sod.algorithms.sod import sod
+from sod.algorithms.stm import stm
 from sod.config_algorithms import (
     AlgorithmSection,
     ATODSection,
@@ -18,6 +19,7 @@ from sod.config_algorithms import (
     OPDSection,
     SFTSection,
     SODSection,
+    STMSection,
 )
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "make_algorithm",
     "opd",
     "sod",
+    "stm",
 ]
 
 
@@ -57,4 +60,6 @@ def make_algorithm(section: AlgorithmSection, *, vocab_size: int | None = None) 
             made = sod(section)
         case ATODSection():
             made = atod(section)
+        case STMSection():
+            made = stm(section)
     return replace(made, vocab_size=vocab_size)

@@ -41,10 +41,14 @@ class LossContext:
     Attributes:
         denominator: Trained tokens over the whole minibatch.
         round_number: Number of the round, 1 for the first.
+        anchor: Running median of the step divergences so far, nats; None before the first update.
+        reference_logits: (N, V) of the policy that the run started from, for an algorithm that needs it.
     """
 
     denominator: int
     round_number: int
+    anchor: float | None = None
+    reference_logits: Tensor | None = None
 
 
 class Algorithm(Protocol):
@@ -57,6 +61,10 @@ class Algorithm(Protocol):
     @property
     def needs_teacher(self) -> bool:
         """Whether `loss` reads teacher logits."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `loss` reads `LossContext.reference_logits`."""
 
     def loss(
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext

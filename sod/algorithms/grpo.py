@@ -27,6 +27,7 @@ class GRPO:
         surrogate: Bounds of the ratio.
         vocab_size: Columns of the logits that are real tokens; None for all.
         needs_teacher: It reads no teacher.
+        needs_reference: Nor a reference.
 
     Source: arXiv 2605.07725, equations (2) and (3), averaged over the tokens of the minibatch.
     """
@@ -36,6 +37,7 @@ class GRPO:
     surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
     vocab_size: int | None = None
     needs_teacher: bool = False
+    needs_reference: bool = False
 
     def loss(
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext

@@ -62,6 +62,8 @@ class StepObjective:
         surrogate: Bounds of the policy-gradient term.
         vocab_size: Columns of the logits that are real tokens; None takes those that both models have.
         needs_teacher: It reads teacher logits.
+        needs_reference: Whether steps are held to the reference policy with max(0, 1 - w_k): the second
+            target, KL(student, reference). Form "vocab" only.
     """
 
     name: str
@@ -72,6 +74,7 @@ class StepObjective:
     surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
     vocab_size: int | None = None
     needs_teacher: bool = True
+    needs_reference: bool = False
 
     def loss(
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
@@ -79,6 +82,8 @@ class StepObjective:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
         if teacher_logits is None:
             raise ValueError(f"{self.name}: teacher_logits is None; wanted (N, V) logits, pass a teacher.")
+        if self.needs_reference and context.reference_logits is None:
+            raise ValueError(f"{self.name}: context.reference_logits is None; wanted (N, V) logits.")
         is_vocab = self.divergence.form == "vocab"
         output = self._sweep(batch, student_logits, teacher_logits, context)
         sums = _token_sums(output, batch.row_loss_mask)
@@ -117,11 +122,13 @@ class StepObjective:
         # The sampled form weighs with what was known at sampling time instead.
         is_weighed = part.form == "vocab"
         dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
+        reference = context.reference_logits if self.needs_reference else None
         return step_kl(
             student_logits.to(dtype),
             teacher_logits.to(dtype),
             batch.row_steps,
             sampled_ids=batch.labels,
+            reference_logits=None if reference is None else reference.to(dtype),
             step_trajectory=batch.step_trajectory,
             num_steps=batch.num_steps,
             divergence=part.kind,
@@ -145,6 +152,7 @@ class StepObjective:
                 turn=batch.step_turn,
                 errors_before=batch.step_errors,
                 round_number=context.round_number,
+                anchor=context.anchor,
             )
         )
 
@@ -189,6 +197,8 @@ def _token_sums(output: StepKLOutput, is_trained: Tensor) -> dict[str, Tensor]:
         "log_ratio/token": log_ratio,
         "log_ratio_abs/token": log_ratio.abs(),
     }
+    if output.token_reference_kl is not None:
+        columns["kl_reference/token"] = output.token_reference_kl
     return {key: torch.where(is_trained, value.detach(), 0.0).sum() for key, value in columns.items()}
 
 

@@ -19,11 +19,13 @@ class SFT:
     Attributes:
         name: Name in a TOML file.
         needs_teacher: It reads no teacher.
+        needs_reference: Nor a reference.
         vocab_size: Columns of the logits that are real tokens; None for all.
     """
 
     name: str = "sft"
     needs_teacher: bool = False
+    needs_reference: bool = False
     vocab_size: int | None = None
 
     def loss(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,12 +21,14 @@ class StepContext:
         turn: Turn of each step within its trajectory, from 0.
         errors_before: Error observations of the trajectory before the step.
         round_number: Number of the round, 1 for the first.
+        anchor: Running median of the step divergences of earlier updates, nats; None before the first.
     """
 
     statistics: StepStatistics
     turn: Tensor
     errors_before: Tensor
     round_number: int
+    anchor: float | None = None
 
 
 StepWeight = Callable[[StepContext], Tensor]
@@ -71,3 +74,46 @@ class DecayAfterError:
         )
         distance = torch.where(has_erred, context.turn - first[group] + 1, 0)
         return torch.where(has_erred, self.decay ** distance.to(dtype), torch.ones((), dtype=dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromAnchor:
+    """w_k = clip((anchor + epsilon) / (d_k + epsilon), min_weight, 1 + delta), every step alike.
+
+    SOD's anchor is the first step of the step's own trajectory. Here it belongs to the whole batch, so that
+    an easy first step does not starve the others, and a step is judged by what the student can do now.
+
+    Attributes:
+        anchor: "running_median" of the step divergences of earlier updates (of this microbatch before the
+            first), "batch_quantile" of this microbatch, or "constant".
+        quantile: For "batch_quantile".
+        constant: For "constant", nats.
+        delta: A weight is at most 1 + delta.
+        epsilon: Added to both sides of the ratio, nats: divergences well below it count as equal.
+        min_weight: A weight is at least this.
+
+    Source: ours; docs/math.md, "Two targets".
+    """
+
+    anchor: Literal["running_median", "batch_quantile", "constant"] = "running_median"
+    quantile: float = 0.5
+    constant: float = 0.1
+    delta: float = 0.2
+    epsilon: float = 0.1
+    min_weight: float = 0.0
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Weigh the steps; 0 for a step without tokens."""
+        divergence, has_tokens = context.statistics.divergence, context.statistics.tokens > 0
+        ratio = (self._anchor(context) + self.epsilon) / (divergence + self.epsilon)
+        return torch.where(has_tokens, ratio.clamp(self.min_weight, 1.0 + self.delta), 0.0)
+
+    def _anchor(self, context: StepContext) -> Tensor:
+        divergence = context.statistics.divergence
+        if self.anchor == "constant":
+            return divergence.new_tensor(self.constant)
+        if self.anchor == "running_median" and context.anchor is not None:
+            return divergence.new_tensor(context.anchor)
+        quantile = self.quantile if self.anchor == "batch_quantile" else 0.5
+        present = divergence[context.statistics.tokens > 0]
+        return present.quantile(quantile) if present.numel() else divergence.new_zeros(())

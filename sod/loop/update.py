@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +82,7 @@ def run_update(
     teacher_logits: Callable[[int, Batch], Tensor | None],
     settings: UpdateSettings,
     inspect: Callable[[Batch, Tensor], None] | None = None,
+    reference_logits: Callable[[int, Batch], Tensor] | None = None,
 ) -> UpdateResult:
     """Make one update; microbatches add up to the gradient of the whole minibatch.
 
@@ -93,6 +94,7 @@ def run_update(
         teacher_logits: Gives the teacher's (N, V) logits of a microbatch by its position and itself.
         settings: How to make it.
         inspect: Called with each microbatch and the student's logits before any weight changes.
+        reference_logits: Gives those of the policy that the run started from; None where not needed.
 
     Returns:
         Metrics and steps.
@@ -105,12 +107,13 @@ def run_update(
         moved = batch.to(model.device)
         before_teacher = time.perf_counter()
         target = teacher_logits(index, moved)
+        reference = None if reference_logits is None else reference_logits(index, moved)
         teacher_s += time.perf_counter() - before_teacher
         with settings.autocast(model.device.type):
             logits = row_logits(model, moved)
         if inspect is not None:
             inspect(moved, logits.detach())
-        output = algorithm.loss(moved, logits, target, settings.context)
+        output = algorithm.loss(moved, logits, target, replace(settings.context, reference_logits=reference))
         torch.autograd.backward(output.loss)
         outputs.append(_detached(output))
     grad_norm = float(optimizer.clip(settings.max_grad_norm))

@@ -43,6 +43,7 @@ ALGORITHMS = {
     "sod_paper": 'name = "sod"\ntemperature = 0.9',
     "atod": 'name = "atod"\nform = "vocab"\nanneal_rounds = 9\nmin_turns = 2\n'
     "reward_start = 0.0\nreward_end = 0.0",
+    "stm": 'name = "stm"',
 }
 
 
@@ -73,6 +74,29 @@ def test_distillation_lowers_the_divergence(arithmetic, metric_rows, name):
     after = AutoModelForCausalLM.from_pretrained(result.checkpoint).state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before)
     assert all(torch.equal(after[key], value) for key, value in result.model.state_dict().items())
+
+
+def test_the_reference_is_where_the_run_started_also_after_a_resume(arithmetic, metric_rows):
+    whole = trainer_of(arithmetic.toml("stm_whole", algorithm='name = "stm"')).train()
+    halves = arithmetic.toml("stm_halves", algorithm='name = "stm"')
+
+    class StopAfterOne(Display):
+        def end_round(self, index, row):
+            if index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StopRequested):
+        trainer_of(halves, display=StopAfterOne(is_quiet=True)).train()
+    resumed = trainer_of(halves).train(resume=True)
+
+    def numbers(result):
+        rows = metric_rows(result.folder / "metrics.jsonl")
+        kept = ("loss/total", "kl_reference/token_mean", "step/weight_mean", "grad/norm")
+        return [{key: row[key] for key in kept} for row in rows if row["kind"] == "update"]
+
+    assert numbers(resumed) == numbers(whole)
+    assert numbers(whole)[0]["kl_reference/token_mean"] < 1e-6
+    assert numbers(whole)[-1]["kl_reference/token_mean"] > 1e-4
 
 
 def test_steps_match_the_trajectories_that_were_stored(arithmetic, metric_rows):

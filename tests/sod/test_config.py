@@ -169,6 +169,14 @@ def test_overrides_win_over_the_file(tmp_path):
             ["[algorithm] reward_end = 3.0: is never reached with anneal_rounds = 0"],
         ),
         (
+            MINIMAL + '[algorithm]\nname = "stm"\nquantile = 0.9\n',
+            ['[algorithm] quantile = 0.9: belongs to anchor = "batch_quantile"', '"running_median"'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "stm"\nform = "sampled"\n',
+            ["[algorithm] form = 'sampled': wanted one of 'vocab'"],
+        ),
+        (
             MINIMAL + '[algorithm]\nname = "grpo"\n[rollout]\nnum_samples = 1\n',
             ["[rollout] num_samples = 1: the reward term of algorithm", "wanted at least 2"],
         ),

@@ -9,7 +9,7 @@ import torch
 
 from sod.algorithms import LossContext, make_algorithm
 from sod.algorithms.policy import ClippedSurrogate
-from sod.config_algorithms import ATODSection, GRPOSection, OPDSection, SODSection
+from sod.config_algorithms import ATODSection, GRPOSection, OPDSection, SODSection, STMSection
 from sod.packing import pack
 from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory, Turn
@@ -128,6 +128,30 @@ def test_the_vocabulary_form_adds_the_reward_as_a_term_of_its_own(parts):
     exact, (log_p, _), kl, old, _ = pieces(batch, student, teacher)
     wanted = mean(kl + surrogate(log_p, old, 0.5 * batch.row_advantages.double()), batch)
     check(output, wanted, student, exact)
+
+
+def test_stm_holds_far_steps_to_the_reference(parts):
+    batch, student, teacher = parts
+    reference = logits(2)(batch)
+    context = replace(at(batch), anchor=0.4, reference_logits=reference)
+    output = make_algorithm(STMSection()).loss(batch, student, teacher, context)
+    exact, _, kl, _, _ = pieces(batch, student, teacher)
+    log_p, log_r = exact.log_softmax(-1), reference.double().log_softmax(-1)
+    held = (log_p.exp() * (log_p - log_r)).sum(-1)
+    d = torch.stack([kl.detach()[batch.row_steps == s].mean() for s in range(batch.num_steps)])
+    w = ((0.4 + 0.1) / (d + 0.1)).clamp(max=1.2)
+    by_row = w[batch.row_steps]
+    check(output, mean(by_row * kl + (1 - by_row).clamp(min=0) * held, batch), student, exact)
+    torch.testing.assert_close(output.step_weights.double(), w, rtol=1e-5, atol=1e-6)
+    wanted = float((held.detach() * batch.row_loss_mask).sum())
+    assert float(output.token_sums["kl_reference/token"]) == pytest.approx(wanted, rel=1e-5)
+    assert bool((w < 1).any())
+
+
+def test_stm_needs_its_reference(parts):
+    batch, student, teacher = parts
+    with pytest.raises(ValueError, match=r"stm: context\.reference_logits is None; wanted"):
+        make_algorithm(STMSection()).loss(batch, student, teacher, at(batch))
 
 
 def test_grpo_is_the_reward_alone(parts):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sod.algorithms import make_algorithm
-from sod.algorithms.step_weights import DecayAfterError, FromStatistics, StepContext
+from sod.algorithms.step_weights import DecayAfterError, FromAnchor, FromStatistics, StepContext
 from sod.config_algorithms import SODSection
 from sod_kernels import SodWeighting, step_means, steps_from_mask
 from sod_kernels.types import StepStatistics
@@ -58,6 +59,27 @@ def test_without_a_bound_a_step_may_count_more_than_once():
     weight = make_algorithm(SODSection(delta=float("inf"))).weight
     given = context([0, 0], [0, 1], [0, 0], divergence=[0.6, 0.2])
     assert weight(given).tolist() == pytest.approx([1.0, 3.0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "anchor", "wanted"),
+    [
+        ({"anchor": "constant", "constant": 0.3}, None, 0.3),
+        ({"anchor": "batch_quantile", "quantile": 1.0}, 9.0, 0.8),
+        ({"anchor": "running_median"}, 0.25, 0.25),
+        ({"anchor": "running_median"}, None, 0.2),
+    ],
+)
+def test_an_anchor_of_the_whole_batch(options, anchor, wanted):
+    given = context([0, 0, 1, 1], [0, 1, 0, 1], [0] * 4, divergence=[0.1, 0.8, 0.2, 5.0], tokens=[1, 2, 3, 0])
+    weights = FromAnchor(**options)(replace(given, anchor=anchor)).tolist()
+    assert weights[3] == 0.0
+    assert weights[:3] == pytest.approx([min((wanted + 0.1) / (d + 0.1), 1.2) for d in (0.1, 0.8, 0.2)])
+
+
+def test_an_anchored_weight_has_a_least():
+    given = context([0, 0], [0, 1], [0, 0], divergence=[0.1, 50.0])
+    assert FromAnchor(anchor="constant", min_weight=0.3)(given).tolist() == pytest.approx([1.0, 0.3])
 
 
 def released_rule(mask, gap, epsilon=1e-6, delta=0.2):
