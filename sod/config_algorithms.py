@@ -126,13 +126,11 @@ class DistillationSection(SurrogateSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OPDSection(DistillationSection):
-    """On-policy distillation, every token alike."""
+class RewardedSection(DistillationSection):
+    """Distillation beside a reward of constant weight."""
 
-    name: Literal["opd"] = "opd"
-    """Name of the algorithm."""
     reward_coefficient: Annotated[float, AtLeast(0)] = 0.0
-    """Coefficient of the reward (GRPO) term; 1 is the baseline of the SOD paper."""
+    """Coefficient of the reward (GRPO) term; 0 leaves it out."""
 
     @property
     def has_reward_term(self) -> bool:
@@ -141,7 +139,69 @@ class OPDSection(DistillationSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SODSection(DistillationSection):
+class OPDSection(RewardedSection):
+    """On-policy distillation, every token alike; with a reward coefficient of 1 the SOD paper's baseline."""
+
+    name: Literal["opd"] = "opd"
+    """Name of the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedOPDSection(RewardedSection):
+    """The reward, and distillation that grows where a trajectory did worse than its group."""
+
+    name: Literal["gated_opd"] = "gated_opd"
+    """Name of the algorithm."""
+    form: Literal["vocab", "sampled"] = "sampled"
+    """"sampled" is the released advantage form."""
+    low: Annotated[float, AtLeast(0)] = 0.0
+    """Weight of the distillation of a trajectory far better than its group."""
+    high: Annotated[float, AtLeast(0)] = 0.1
+    """Weight of one far worse."""
+    steepness: Annotated[float, Above(0)] = 1.0
+    """How fast the weight turns, per unit of advantage."""
+    reward_coefficient: Annotated[float, Above(0)] = 1.0
+    """Coefficient of the reward term, whose advantages the gate reads."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and the order of the two weights."""
+        super().__post_init__()
+        if self.low > self.high:
+            raise ConfigError(f"[algorithm] low = {self.low!r}: wanted at most high = {self.high!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TCODSection(RewardedSection):
+    """On-policy distillation whose turns come in from the front (arXiv 2604.24005)."""
+
+    name: Literal["tcod"] = "tcod"
+    """Name of the algorithm."""
+    rounds_per_turn: Annotated[int, Above(0)] = 6
+    """Rounds after which one more turn is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IWOPDSection(RewardedSection):
+    """On-policy distillation in which tokens behind an unreliable prefix count less (arXiv 2606.22600)."""
+
+    name: Literal["iw_opd"] = "iw_opd"
+    """Name of the algorithm."""
+    gamma: Annotated[float, AtLeast(0)] = 0.5
+    """Weight of a trajectory's first token over that of its last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TIPSection(RewardedSection):
+    """On-policy distillation on the tokens that are unsure or far from the teacher (arXiv 2604.14084)."""
+
+    name: Literal["tip"] = "tip"
+    """Name of the algorithm."""
+    keep: Annotated[float, Above(0), AtMost(1)] = 1.0
+    """Share of the tokens that is kept; 1 weighs every token by its score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SODSection(RewardedSection):
     """Step-wise on-policy distillation: each step weighted by its divergence (arXiv 2605.07725)."""
 
     name: Literal["sod"] = "sod"
@@ -158,11 +218,6 @@ class SODSection(DistillationSection):
     """How a step is weighed; the last two are the paper's ablations: 0.9^j, and 0, after the first error."""
     reward_coefficient: Annotated[float, AtLeast(0)] = 1.0
     """Coefficient of the reward (GRPO) term; 0 leaves it out."""
-
-    @property
-    def has_reward_term(self) -> bool:
-        """Whether the reward has a coefficient above 0."""
-        return self.reward_coefficient > 0
 
     def __post_init__(self) -> None:
         """Check types, ranges and that every setting is read at all."""
@@ -225,7 +280,7 @@ class ATODSection(DistillationSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class STMSection(DistillationSection):
+class STMSection(RewardedSection):
     """Step-wise target mixing: far steps are held to the policy that the run started from (ours)."""
 
     needs_reference: ClassVar[bool] = True
@@ -247,13 +302,6 @@ class STMSection(DistillationSection):
     """A step weight is at least this."""
     step_divergence: Literal["abs_log_ratio", "kl"] = "kl"
     """What a step's divergence averages: |log-ratio| of sampled tokens, or the divergence."""
-    reward_coefficient: Annotated[float, AtLeast(0)] = 0.0
-    """Coefficient of the reward (GRPO) term."""
-
-    @property
-    def has_reward_term(self) -> bool:
-        """Whether the reward has a coefficient above 0."""
-        return self.reward_coefficient > 0
 
     def __post_init__(self) -> None:
         """Check types, ranges and that the anchor's numbers are read at all."""
@@ -267,7 +315,18 @@ class STMSection(DistillationSection):
                 )
 
 
-AlgorithmSection = SFTSection | GRPOSection | OPDSection | SODSection | ATODSection | STMSection
+AlgorithmSection = (
+    SFTSection
+    | GRPOSection
+    | OPDSection
+    | SODSection
+    | ATODSection
+    | STMSection
+    | GatedOPDSection
+    | TCODSection
+    | IWOPDSection
+    | TIPSection
+)
 
 ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
     "sft": SFTSection,
@@ -276,4 +335,8 @@ ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
     "sod": SODSection,
     "atod": ATODSection,
     "stm": STMSection,
+    "gated_opd": GatedOPDSection,
+    "tcod": TCODSection,
+    "iw_opd": IWOPDSection,
+    "tip": TIPSection,
 }

@@ -6,20 +6,28 @@ from dataclasses import replace
 
 from sod.algorithms.atod import atod
 from sod.algorithms.base import Algorithm, LossContext, LossOutput
+from sod.algorithms.gated_opd import gated_opd
 from sod.algorithms.grpo import GRPO, grpo
+from sod.algorithms.iw_opd import iw_opd
 from sod.algorithms.objective import Divergence, StepObjective
 from sod.algorithms.opd import opd
 from sod.algorithms.sft import SFT
 from sod.algorithms.sod import sod
 from sod.algorithms.stm import stm
+from sod.algorithms.tcod import tcod
+from sod.algorithms.tip import tip
 from sod.config_algorithms import (
     AlgorithmSection,
     ATODSection,
+    GatedOPDSection,
     GRPOSection,
+    IWOPDSection,
     OPDSection,
     SFTSection,
     SODSection,
     STMSection,
+    TCODSection,
+    TIPSection,
 )
 
 __all__ = [
@@ -31,11 +39,15 @@ __all__ = [
     "LossOutput",
     "StepObjective",
     "atod",
+    "gated_opd",
     "grpo",
+    "iw_opd",
     "make_algorithm",
     "opd",
     "sod",
     "stm",
+    "tcod",
+    "tip",
 ]
 
 
@@ -62,4 +74,12 @@ def make_algorithm(section: AlgorithmSection, *, vocab_size: int | None = None) 
             made = atod(section)
         case STMSection():
             made = stm(section)
+        case GatedOPDSection():
+            made = gated_opd(section)
+        case TCODSection():
+            made = tcod(section)
+        case IWOPDSection():
+            made = iw_opd(section)
+        case TIPSection():
+            made = tip(section)
     return replace(made, vocab_size=vocab_size)

@@ -22,6 +22,7 @@ from torch import Tensor
 from sod.algorithms.base import LossContext, LossOutput
 from sod.algorithms.policy import ClippedSurrogate
 from sod.algorithms.step_weights import StepContext, StepWeight
+from sod.algorithms.token_weights import TokenContext, TokenWeight
 from sod.packing import Batch
 from sod.schedules import LinearSchedule, constant
 from sod_kernels import StepKLOutput, step_kl, step_means
@@ -57,6 +58,7 @@ class StepObjective:
         name: Name in a TOML file.
         divergence: Of the distillation term.
         weight: Turns what is known of the steps into step weights; None weighs every step with 1.
+        token_weight: Turns what is known of the tokens into weights beside those; None for 1.
         distillation: Coefficient kappa of the distillation term, by round.
         reward: Coefficient rho of the reward term, by round; 0 leaves it out.
         surrogate: Bounds of the policy-gradient term.
@@ -69,6 +71,7 @@ class StepObjective:
     name: str
     divergence: Divergence = field(default_factory=Divergence)
     weight: StepWeight | None = None
+    token_weight: TokenWeight | None = None
     distillation: LinearSchedule = field(default_factory=lambda: constant(1.0))
     reward: LinearSchedule = field(default_factory=lambda: constant(0.0))
     surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
@@ -88,15 +91,18 @@ class StepObjective:
         output = self._sweep(batch, student_logits, teacher_logits, context)
         sums = _token_sums(output, batch.row_loss_mask)
         kappa, rho = self.distillation.at(context.round_number), self.reward.at(context.round_number)
+        by_token = self._token_weights(batch, output)
         if is_vocab:
-            loss, weights, divergence = kappa * output.loss, output.step_weights, output.step_divergence
+            weights, divergence = output.step_weights, output.step_divergence
+            loss = kappa * self._vocab_loss(batch, output, by_token, context)
             advantages = None if rho == 0 else rho * batch.row_advantages
         else:
             statistics = _at_sampling_time(batch, output)
             weights, divergence = self._weights(statistics, batch, context), statistics.divergence
             loss = output.loss.new_zeros(())
             log_ratio = _given(output.teacher_log_probs) - batch.row_log_probs
-            advantages = _weighted(kappa * weights[batch.row_steps], log_ratio)
+            by_step = kappa * weights[batch.row_steps]
+            advantages = _weighted(by_step if by_token is None else by_step * by_token, log_ratio)
             if rho != 0:
                 advantages = advantages + rho * batch.row_advantages
         if advantages is not None:
@@ -143,6 +149,30 @@ class StepObjective:
             denominator=float(context.denominator),
         )
 
+    def _token_weights(self, batch: Batch, output: StepKLOutput) -> Tensor | None:
+        if self.token_weight is None:
+            return None
+        is_sampled = self.divergence.form == "sampled"
+        own = batch.row_log_probs if is_sampled else _given(output.student_log_probs).detach()
+        return self.token_weight(
+            TokenContext(
+                gap=(own - _given(output.teacher_log_probs)).abs(),
+                entropy=output.student_entropy.detach(),
+                trajectory=batch.step_trajectory[batch.row_steps],
+                is_trained=batch.row_loss_mask,
+            )
+        )
+
+    def _vocab_loss(
+        self, batch: Batch, output: StepKLOutput, by_token: Tensor | None, context: LossContext
+    ) -> Tensor:
+        if by_token is None:
+            return output.loss
+        # Known only now, from the same sweep; the gradient of token_kl is still one backward sweep.
+        factor = output.step_weights[batch.row_steps] * by_token
+        trained = torch.where(batch.row_loss_mask, _weighted(factor, output.token_kl), 0.0)
+        return trained.sum() / context.denominator
+
     def _weights(self, statistics: StepStatistics, batch: Batch, context: LossContext) -> Tensor:
         if self.weight is None:
             return torch.ones_like(statistics.divergence)
@@ -153,6 +183,7 @@ class StepObjective:
                 errors_before=batch.step_errors,
                 round_number=context.round_number,
                 anchor=context.anchor,
+                advantages=None if batch.advantages is None else batch.advantages[batch.step_trajectory],
             )
         )
 

@@ -22,6 +22,7 @@ class StepContext:
         errors_before: Error observations of the trajectory before the step.
         round_number: Number of the round, 1 for the first.
         anchor: Running median of the step divergences of earlier updates, nats; None before the first.
+        advantages: Advantage of the step's trajectory; None where the algorithm reads no rewards.
     """
 
     statistics: StepStatistics
@@ -29,6 +30,7 @@ class StepContext:
     errors_before: Tensor
     round_number: int
     anchor: float | None = None
+    advantages: Tensor | None = None
 
 
 StepWeight = Callable[[StepContext], Tensor]
@@ -117,3 +119,49 @@ class FromAnchor:
         quantile = self.quantile if self.anchor == "batch_quantile" else 0.5
         present = divergence[context.statistics.tokens > 0]
         return present.quantile(quantile) if present.numel() else divergence.new_zeros(())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTurns:
+    """w_k = 1 for turn k < 1 + floor(s / rounds_per_turn) in round s, else 0: turns come in from the front.
+
+    Attributes:
+        rounds_per_turn: Rounds after which one more turn is trained.
+
+    Source: TCOD, arXiv 2604.24005, front to back.
+    """
+
+    rounds_per_turn: int
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Weigh the steps."""
+        reach = 1 + context.round_number // self.rounds_per_turn
+        return (context.turn < reach).to(context.statistics.divergence.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageGate:
+    """w = low + (high - low) sigmoid(-steepness * A_i): a trajectory that failed is distilled more.
+
+    Attributes:
+        low: Weight of a trajectory far better than its group.
+        high: Weight of one far worse.
+        steepness: How fast it turns, per unit of advantage.
+
+    Source: the gated distillation of the code that arXiv 2605.07725 released.
+    """
+
+    low: float
+    high: float
+    steepness: float
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Weigh the steps.
+
+        Raises:
+            ValueError: Without advantages.
+        """
+        if context.advantages is None:
+            raise ValueError("AdvantageGate: context.advantages is None; wanted (S,), pack with advantages.")
+        gate = torch.sigmoid(-self.steepness * context.advantages)
+        return (self.low + (self.high - self.low) * gate).to(context.statistics.divergence.dtype)

@@ -114,11 +114,11 @@ def test_overrides_win_over_the_file(tmp_path):
         (MINIMAL + '[algorithm]\nname = "sdo"\n', ["[algorithm] name = 'sdo'", "did you mean 'sod'?"]),
         (
             MINIMAL + "[algorithm]\ndelta = 0.1\n",
-            ["[algorithm] name is missing; known: sft, grpo, opd, sod, atod"],
+            ["[algorithm] name is missing; known: sft, grpo, opd, sod, atod, stm"],
         ),
         (
             MINIMAL + '[algorithm]\nname = "opd"\ndelta = 0.5\n',
-            ["[algorithm] delta belongs to algorithm 'sod'", "name = 'opd'", "remove it"],
+            ["[algorithm] delta belongs to algorithm 'sod' and 'stm'", "name = 'opd'", "remove it"],
         ),
         (
             MINIMAL + '[algorithm]\nname = "sft"\ntemperature = 0.5\n',
@@ -171,6 +171,14 @@ def test_overrides_win_over_the_file(tmp_path):
         (
             MINIMAL + '[algorithm]\nname = "stm"\nquantile = 0.9\n',
             ['[algorithm] quantile = 0.9: belongs to anchor = "batch_quantile"', '"running_median"'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "gated_opd"\nlow = 0.5\n',
+            ["[algorithm] low = 0.5: wanted at most high = 0.1"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "gated_opd"\nreward_coefficient = 0\n',
+            ["[algorithm] reward_coefficient = 0.0: wanted a value above 0"],
         ),
         (
             MINIMAL + '[algorithm]\nname = "stm"\nform = "sampled"\n',

@@ -9,7 +9,17 @@ import torch
 
 from sod.algorithms import LossContext, make_algorithm
 from sod.algorithms.policy import ClippedSurrogate
-from sod.config_algorithms import ATODSection, GRPOSection, OPDSection, SODSection, STMSection
+from sod.config_algorithms import (
+    ATODSection,
+    GatedOPDSection,
+    GRPOSection,
+    IWOPDSection,
+    OPDSection,
+    SODSection,
+    STMSection,
+    TCODSection,
+    TIPSection,
+)
 from sod.packing import pack
 from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory, Turn
@@ -128,6 +138,56 @@ def test_the_vocabulary_form_adds_the_reward_as_a_term_of_its_own(parts):
     exact, (log_p, _), kl, old, _ = pieces(batch, student, teacher)
     wanted = mean(kl + surrogate(log_p, old, 0.5 * batch.row_advantages.double()), batch)
     check(output, wanted, student, exact)
+
+
+@pytest.mark.parametrize("form", ["vocab", "sampled"])
+def test_token_weights_multiply_the_distillation_term_alone(parts, form):
+    batch, student, teacher = parts
+    section = IWOPDSection(form=form, gamma=0.5, reward_coefficient=0.3)
+    output = make_algorithm(section).loss(batch, student, teacher, at(batch))
+    exact, (log_p, log_q), kl, old, _ = pieces(batch, student, teacher)
+    own = old if form == "sampled" else log_p.detach()
+    gap = (own - log_q).abs() * batch.row_loss_mask
+    v = torch.zeros_like(gap)
+    for one in (0, 1):
+        rows = (batch.step_trajectory[batch.row_steps] == one).nonzero().flatten()
+        before = gap[rows].cumsum(0) - gap[rows]
+        v[rows] = 1 + 0.5 * (1 - before / gap[rows].sum())
+    if form == "sampled":
+        wanted = surrogate(log_p, old, v * (log_q - old) + 0.3 * batch.row_advantages)
+    else:
+        wanted = v * kl + surrogate(log_p, old, 0.3 * batch.row_advantages.double())
+    check(output, mean(wanted, batch), student, exact)
+
+
+@pytest.mark.parametrize(
+    ("section", "weights"),
+    [
+        (TCODSection(rounds_per_turn=2), [1, 1, 0, 1, 1, 0, 0]),
+        (GatedOPDSection(form="vocab", low=0.0, high=1.0, steepness=1.0), None),
+    ],
+    ids=["tcod", "gated"],
+)
+def test_presets_weigh_steps_by_what_they_say(parts, section, weights):
+    batch, student, teacher = parts
+    output = make_algorithm(section).loss(batch, student, teacher, at(batch, 3))
+    if weights is None:
+        a = torch.tensor(ADVANTAGES)[batch.step_trajectory]
+        weights = torch.sigmoid(-a).tolist()
+    assert output.step_weights.tolist() == pytest.approx(weights)
+    exact, (log_p, _), kl, old, _ = pieces(batch, student, teacher)
+    wanted = torch.tensor(weights).double()[batch.row_steps] * kl
+    if section.reward_coefficient:
+        wanted = wanted + surrogate(log_p, old, section.reward_coefficient * batch.row_advantages.double())
+    check(output, mean(wanted, batch), student, exact)
+
+
+def test_tip_keeps_the_share_that_it_was_told(parts):
+    batch, student, teacher = parts
+    output = make_algorithm(TIPSection(keep=0.4)).loss(batch, student, teacher, at(batch))
+    gradient = torch.autograd.grad(output.loss, student)[0].abs().sum(1)
+    kept = int((gradient > 0).sum())
+    assert kept == pytest.approx(0.4 * int(batch.row_loss_mask.sum()), abs=1)
 
 
 def test_stm_holds_far_steps_to_the_reference(parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -9,7 +10,14 @@ import pytest
 import torch
 
 from sod.algorithms import make_algorithm
-from sod.algorithms.step_weights import DecayAfterError, FromAnchor, FromStatistics, StepContext
+from sod.algorithms.step_weights import (
+    AdvantageGate,
+    DecayAfterError,
+    FirstTurns,
+    FromAnchor,
+    FromStatistics,
+    StepContext,
+)
 from sod.config_algorithms import SODSection
 from sod_kernels import SodWeighting, step_means, steps_from_mask
 from sod_kernels.types import StepStatistics
@@ -80,6 +88,21 @@ def test_an_anchor_of_the_whole_batch(options, anchor, wanted):
 def test_an_anchored_weight_has_a_least():
     given = context([0, 0], [0, 1], [0, 0], divergence=[0.1, 50.0])
     assert FromAnchor(anchor="constant", min_weight=0.3)(given).tolist() == pytest.approx([1.0, 0.3])
+
+
+@pytest.mark.parametrize(("round_number", "reach"), [(1, 1), (5, 1), (6, 2), (11, 2), (12, 3), (600, 9)])
+def test_turns_come_in_from_the_front(round_number, reach):
+    given = replace(context([0] * 9, list(range(9)), [0] * 9), round_number=round_number)
+    assert FirstTurns(rounds_per_turn=6)(given).tolist() == [1.0] * reach + [0.0] * (9 - reach)
+
+
+def test_a_gate_opens_for_trajectories_that_did_worse():
+    given = context([0, 0, 1, 2], [0, 1, 0, 0], [0] * 4)
+    gate = AdvantageGate(low=0.1, high=0.5, steepness=2.0)
+    opened = gate(replace(given, advantages=torch.tensor([-1.0, -1.0, 0.0, 30.0]))).tolist()
+    assert opened == pytest.approx([0.1 + 0.4 / (1 + math.exp(-2.0))] * 2 + [0.3, 0.1])
+    with pytest.raises(ValueError, match=r"context\.advantages is None; wanted \(S,\)"):
+        gate(given)
 
 
 def released_rule(mask, gap, epsilon=1e-6, delta=0.2):
