@@ -278,14 +278,15 @@ class RunConfig:
                 f"[rollout] num_samples = {rollout.num_samples}: the reward term of algorithm "
                 f'"{name}" compares attempts at the same task; wanted at least 2, or no reward term'
             )
-        temperature = self.algorithm.ratio_temperature
-        if temperature is not None and temperature != rollout.temperature:
+        has_ratio = self.algorithm.has_ratio
+        temperature = getattr(self.algorithm, "temperature", None)
+        if has_ratio and temperature not in (None, rollout.temperature):
             raise ConfigError(
                 f"[algorithm] temperature = {temperature:g}: the policy-gradient term of "
-                f'algorithm "{name}" compares probabilities at sampling time and now; wanted '
-                f"[rollout] temperature = {rollout.temperature:g}"
+                f'algorithm "{name}" compares probabilities at sampling time and now; '
+                f"leave it out, or take [rollout] temperature = {rollout.temperature:g}"
             )
-        if temperature is not None and rollout.top_p < 1:
+        if has_ratio and rollout.top_p < 1:
             raise ConfigError(
                 f"[rollout] top_p = {rollout.top_p:g}: a truncated policy is not the one that the "
                 f'policy-gradient term of algorithm "{name}" differentiates; wanted 1'

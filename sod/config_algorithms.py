@@ -24,9 +24,9 @@ class BaseAlgorithmSection(Section):
         return False
 
     @property
-    def ratio_temperature(self) -> float | None:
-        """Temperature of the policy-gradient term's probabilities; None without such a term."""
-        return None
+    def has_ratio(self) -> bool:
+        """Whether there is a policy-gradient term, which compares probabilities at sampling time and now."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,6 @@ class GRPOSection(SurrogateSection):
 
     name: Literal["grpo"] = "grpo"
     """Name of the algorithm."""
-    temperature: Annotated[float, Above(0)] = 1.0
-    """Divides the logits; must be that of the rollouts, or the probability ratio is no ratio."""
 
     @property
     def has_reward_term(self) -> bool:
@@ -71,9 +69,9 @@ class GRPOSection(SurrogateSection):
         return True
 
     @property
-    def ratio_temperature(self) -> float:
-        """That of the logits."""
-        return self.temperature
+    def has_ratio(self) -> bool:
+        """It is nothing else."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +85,15 @@ class DistillationSection(SurrogateSection):
     """Divergence between student and teacher at each token, in nats; "sampled" has "reverse_kl" only."""
     beta: Annotated[float, Above(0)] = 0.5
     """Weight of the teacher in the mixture of "jsd", between 0 and 1."""
-    temperature: Annotated[float, Above(0)] = 1.0
-    """Divides both logits before the divergence."""
+    temperature: Annotated[float, Above(0)] | None = None
+    """Divides both logits; None for 1, or with a policy-gradient term for that of the rollouts."""
     min_log_prob: Annotated[float, AtMost(0)] | None = None
     """Floor in nats under the log-probabilities that the divergence divides by; None for no floor."""
 
     @property
-    def ratio_temperature(self) -> float | None:
-        """That of the logits, where there is a policy-gradient term: the sampled form or a reward."""
-        return self.temperature if self.form == "sampled" or self.has_reward_term else None
+    def has_ratio(self) -> bool:
+        """Whether there is a policy-gradient term: the sampled form or a reward."""
+        return self.form == "sampled" or self.has_reward_term
 
     def __post_init__(self) -> None:
         """Check types, ranges and that every setting is read at all."""
@@ -118,7 +116,7 @@ class DistillationSection(SurrogateSection):
                 '"reverse_kl" or "forward_kl"; "jsd" is finite without a floor; remove one of the two'
             )
         for item in fields(SurrogateSection):
-            if getattr(self, item.name) != item.default and self.ratio_temperature is None:
+            if getattr(self, item.name) != item.default and not self.has_ratio:
                 raise ConfigError(
                     f"[algorithm] {item.name} = {getattr(self, item.name)!r}: belongs to the policy-gradient "
                     'term, which form = "vocab" without a reward does not have; remove one of the two'

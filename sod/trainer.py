@@ -138,7 +138,11 @@ class SODTrainer:
         self.model = parts.student
         self.state = TrainerState()
         self._display = display or Display()
-        self._algorithm = make_algorithm(config.algorithm, vocab_size=parts.vocab_size)
+        self._algorithm = make_algorithm(
+            config.algorithm,
+            vocab_size=parts.vocab_size,
+            sampling_temperature=config.rollout.temperature,
+        )
         self._optimizer = OptimizerSet(self.model, config.optimizer)
         # Before any checkpoint is loaded: the weights that the run starts from.
         needs_reference = config.algorithm.needs_reference

@@ -51,12 +51,15 @@ __all__ = [
 ]
 
 
-def make_algorithm(section: AlgorithmSection, *, vocab_size: int | None = None) -> Algorithm:
+def make_algorithm(
+    section: AlgorithmSection, *, vocab_size: int | None = None, sampling_temperature: float = 1.0
+) -> Algorithm:
     """Make the algorithm that a section of settings describes.
 
     Args:
         section: Its settings.
         vocab_size: Columns of the logits that are real tokens; None takes those that both models have.
+        sampling_temperature: Of the rollouts; a policy-gradient term takes its probabilities there.
 
     Returns:
         The algorithm.
@@ -65,7 +68,7 @@ def make_algorithm(section: AlgorithmSection, *, vocab_size: int | None = None) 
         case SFTSection():
             return SFT(vocab_size=vocab_size)
         case GRPOSection():
-            return replace(grpo(section), vocab_size=vocab_size)
+            return replace(grpo(section), vocab_size=vocab_size, temperature=sampling_temperature)
         case OPDSection():
             made = opd(section)
         case SODSection():
@@ -82,4 +85,6 @@ def make_algorithm(section: AlgorithmSection, *, vocab_size: int | None = None) 
             made = iw_opd(section)
         case TIPSection():
             made = tip(section)
+    if section.has_ratio:
+        made = replace(made, divergence=replace(made.divergence, temperature=sampling_temperature))
     return replace(made, vocab_size=vocab_size)

@@ -66,4 +66,4 @@ class GRPO:
 
 def grpo(section: GRPOSection) -> GRPO:
     """Make GRPO from its settings."""
-    return GRPO(temperature=section.temperature, surrogate=surrogate_of(section))
+    return GRPO(surrogate=surrogate_of(section))

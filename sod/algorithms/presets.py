@@ -13,7 +13,7 @@ def divergence_of(section: DistillationSection, *, per_step: str = "abs_log_rati
         form=section.form,
         kind=section.divergence,
         beta=section.beta,
-        temperature=section.temperature,
+        temperature=section.temperature or 1.0,
         min_log_prob=section.min_log_prob,
         per_step=per_step,
     )

@@ -60,6 +60,7 @@ class DemoPaths:
 def rollout_section(settings: DemoSettings) -> RolloutSection:
     """How models are sampled in every phase."""
     return RolloutSection(
+        num_samples=1,
         max_turns=MAX_TURNS,
         max_turn_tokens=MAX_TURN_TOKENS,
         max_trajectory_tokens=MAX_TRAJECTORY_TOKENS,
@@ -156,6 +157,7 @@ def policy_config(
         student=StudentSection(model=str(checkpoint)),
         data=DataSection(train=paths.train, eval=questions),
         environment=LedgerSection(),
+        algorithm=OPDSection(),
         rollout=rollout_section(settings),
         trainer=_trainer(rounds=1, tasks_per_round=1, epochs=1, minibatch=1, num_threads=num_threads),
     )

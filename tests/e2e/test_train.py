@@ -38,9 +38,9 @@ def test_sft_learns_from_expert_rows(arithmetic, metric_rows):
 
 ALGORITHMS = {
     "opd": 'name = "opd"',
-    "opd_sampled": 'name = "opd"\nform = "sampled"\ntemperature = 0.9\nreward_coefficient = 1.0',
+    "opd_sampled": 'name = "opd"\nform = "sampled"\nreward_coefficient = 1.0',
     "sod": 'name = "sod"\nform = "vocab"\nreward_coefficient = 0.0',
-    "sod_paper": 'name = "sod"\ntemperature = 0.9',
+    "sod_paper": 'name = "sod"',
     "atod": 'name = "atod"\nform = "vocab"\nanneal_rounds = 9\nmin_turns = 2\n'
     "reward_start = 0.0\nreward_end = 0.0",
     "stm": 'name = "stm"',

@@ -123,7 +123,7 @@ def test_overrides_win_over_the_file(tmp_path):
         (
             MINIMAL + '[algorithm]\nname = "sft"\ntemperature = 0.5\n',
             [
-                "[algorithm] temperature belongs to algorithm 'grpo' and 'opd' and 'sod' and 'atod'",
+                "[algorithm] temperature belongs to algorithm 'opd' and 'sod' and 'atod'",
                 "name = 'sft'",
             ],
         ),
@@ -189,8 +189,8 @@ def test_overrides_win_over_the_file(tmp_path):
             ["[rollout] num_samples = 1: the reward term of algorithm", "wanted at least 2"],
         ),
         (
-            MINIMAL + '[algorithm]\nname = "sod"\n[rollout]\ntemperature = 0.7\n',
-            ["[algorithm] temperature = 1: the policy-gradient term", "[rollout] temperature = 0.7"],
+            MINIMAL + '[algorithm]\nname = "sod"\ntemperature = 0.9\n[rollout]\ntemperature = 0.7\n',
+            ["[algorithm] temperature = 0.9: the policy-gradient term", "[rollout] temperature = 0.7"],
         ),
         (
             MINIMAL + '[algorithm]\nname = "atod"\n[rollout]\ntop_p = 0.9\n',

@@ -224,9 +224,17 @@ def test_grpo_is_the_reward_alone(parts):
 
 def test_grpo_divides_the_logits_by_the_temperature(parts):
     batch, student, _ = parts
-    hot = make_algorithm(GRPOSection(temperature=2.0)).loss(batch, student, None, at(batch))
+    hot = make_algorithm(GRPOSection(), sampling_temperature=2.0).loss(batch, student, None, at(batch))
     same = make_algorithm(GRPOSection()).loss(batch, student / 2.0, None, at(batch))
     torch.testing.assert_close(hot.loss, same.loss)
+
+
+@pytest.mark.parametrize(
+    ("section", "temperature"),
+    [(SODSection(), 0.7), (OPDSection(reward_coefficient=1.0), 0.7), (OPDSection(), 1.0)],
+)
+def test_a_ratio_is_taken_at_the_temperature_of_the_rollouts(section, temperature):
+    assert make_algorithm(section, sampling_temperature=0.7).divergence.temperature == temperature
 
 
 @pytest.mark.parametrize(
