@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.chat import ChatRenderer
 from sod.chat_templates import HERMES_TEMPLATE
-from sod.config import RunConfig, SFTSection, StudentSection, TeacherSection
+from sod.config import RunConfig, StudentSection, TeacherSection
 from sod.data import expert_trajectories, load_tasks
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment, build_environment
@@ -96,7 +96,7 @@ def assemble(config: RunConfig) -> RunParts:
             TemplateError or SandboxUnavailableError.
     """
     section = require_sections(config)
-    is_sft = isinstance(config.algorithm, SFTSection)
+    is_sft = not config.algorithm.is_on_policy
     tokenizer = load_tokenizer(section)
     if config.teacher is not None:
         check_same_tokenizer(tokenizer, load_tokenizer(config.teacher))
@@ -221,15 +221,15 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
     Raises:
         SodError: Naming the part and what to do.
     """
-    is_sft = isinstance(config.algorithm, SFTSection)
+    is_sft = not config.algorithm.is_on_policy
     name = config.algorithm.name
-    if is_sft and parts.teacher is not None:
-        raise ConfigError('a teacher was given, but algorithm "sft" reads none; remove it')
+    if parts.teacher is not None and not config.algorithm.needs_teacher:
+        raise ConfigError(f'a teacher was given, but algorithm "{name}" reads none; remove it')
     if is_sft and not parts.expert:
         raise ConfigError('algorithm "sft" needs expert trajectories, but there are none; pass expert=')
     if not is_sft and parts.expert:
         raise ConfigError(f'expert trajectories were given, but algorithm "{name}" reads none; remove them')
-    if not is_sft and parts.teacher is None:
+    if config.algorithm.needs_teacher and parts.teacher is None:
         raise ConfigError(f'algorithm "{name}" needs a teacher, but there is none; pass teacher=')
     if not is_sft and parts.environment is None:
         raise ConfigError(f'algorithm "{name}" needs an environment; pass environment=, or tools= and reward')
@@ -263,12 +263,12 @@ def require_sections(config: RunConfig) -> StudentSection:
     Raises:
         ConfigError: Naming the section that is missing.
     """
-    is_sft = isinstance(config.algorithm, SFTSection)
+    is_sft = not config.algorithm.is_on_policy
     if config.student is None:
         raise ConfigError("section [student] is missing; give the model that is trained")
     if config.data is None:
         raise ConfigError("section [data] is missing; give the training file")
-    if config.teacher is None and not is_sft:
+    if config.teacher is None and config.algorithm.needs_teacher:
         raise ConfigError(f'section [teacher] is missing; algorithm "{config.algorithm.name}" needs one')
     if config.environment is None and not (is_sft and config.data.eval is None):
         raise ConfigError("section [environment] is missing; it says what the student acts in")

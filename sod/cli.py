@@ -180,12 +180,14 @@ def score(
     """Score the steps of trajectories: how far student and teacher are apart, and SOD's weights."""
     with errors_reported():
         from sod import commands
-        from sod.config import SODSection
+        from sod.config_algorithms import SODSection
 
         kind: Literal["abs_log_ratio", "kl"] = (
             "kl" if step_divergence is StepDivergence.KL else "abs_log_ratio"
         )
-        section = SODSection(delta=delta, epsilon=epsilon, step_divergence=kind)
+        section = SODSection(
+            form="vocab", reward_coefficient=0.0, delta=delta, epsilon=epsilon, step_divergence=kind
+        )
         rows = commands.score(student, teacher, trajectories, section=section)
         table = Table("step", "number", "divergence (nats)", "weight")
         for turn, count, divergence, weight in commands.step_summary(rows):

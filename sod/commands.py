@@ -18,7 +18,8 @@ from sod.assembly import (
     make_renderer,
     require_sections,
 )
-from sod.config import RunConfig, SFTSection, SODSection, StudentSection, TeacherSection
+from sod.config import RunConfig, StudentSection, TeacherSection
+from sod.config_algorithms import SODSection
 from sod.envs.registry import build_environment
 from sod.errors import DataError
 from sod.evaluate import EvalResult
@@ -66,7 +67,7 @@ def dry_run(config: RunConfig, *, resume: bool) -> list[str]:
     lines = [f"settings: algorithm {config.algorithm.name}, {config.num_updates} updates"]
     check_folder(config, resume=resume)
     lines.append(f"run folder: {config.run.output}")
-    if not isinstance(config.algorithm, SFTSection):
+    if config.algorithm.is_on_policy:
         lines.append(f"training tasks: {len(load_task_file(config, 'train'))}")
     elif config.data is not None and not config.data.train.is_file():
         raise DataError(f"[data] train = {str(config.data.train)!r}: no such file; give expert conversations")
@@ -83,7 +84,7 @@ def dry_run(config: RunConfig, *, resume: bool) -> list[str]:
             check_same_tokenizer(tokenizer, load_tokenizer(config.teacher))
         renderer = make_renderer(tokenizer, environment, section)
         lines.append("tokenizer and chat template: fit")
-        if isinstance(config.algorithm, SFTSection):
+        if not config.algorithm.is_on_policy:
             lines.append(f"expert trajectories: {len(load_expert(config, renderer))}")
     finally:
         if environment is not None:

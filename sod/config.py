@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from sod.config_algorithms import ALGORITHMS, AlgorithmSection, SODSection
 from sod.config_schema import Above, AtLeast, AtMost, PathOrName, Section
 from sod.errors import ConfigError
 
@@ -91,8 +92,8 @@ class RolloutSection(Section):
     """How the student is sampled."""
 
     section: ClassVar[str] = "rollout"
-    num_samples: Annotated[int, Above(0)] = 1
-    """Trajectories per task in a round."""
+    num_samples: Annotated[int, Above(0)] = 16
+    """Trajectories per task in a round; a reward term compares them with each other."""
     max_turns: Annotated[int, Above(0)] = 16
     """Assistant turns per trajectory."""
     max_turn_tokens: Annotated[int, Above(0)] = 2048
@@ -111,68 +112,6 @@ class RolloutSection(Section):
     """Deadline in seconds of a call to a tool that has no deadline of its own."""
     max_observation_chars: Annotated[int, AtLeast(64)] = 8192
     """Longest text that a tool call gives back, in characters; the middle is cut out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTSection(Section):
-    """Cross-entropy on expert turns."""
-
-    section: ClassVar[str] = "algorithm"
-    name: Literal["sft"] = "sft"
-    """Name of the algorithm."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationSection(Section):
-    """What every algorithm with a teacher can set."""
-
-    section: ClassVar[str] = "algorithm"
-    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
-    """Divergence between student and teacher at each token, in nats."""
-    beta: Annotated[float, Above(0)] = 0.5
-    """Weight of the teacher in the mixture of "jsd", between 0 and 1."""
-    temperature: Annotated[float, Above(0)] = 1.0
-    """Divides both logits before the divergence."""
-    min_log_prob: Annotated[float, AtMost(0)] | None = None
-    """Floor in nats under the log-probabilities that the divergence divides by; None for no floor."""
-
-    def __post_init__(self) -> None:
-        """Check types, ranges and that `beta` is read at all."""
-        super().__post_init__()
-        if self.beta >= 1:
-            raise ConfigError(f"[algorithm] beta = {self.beta!r}: wanted a value below 1")
-        if self.beta != 0.5 and self.divergence != "jsd":
-            raise ConfigError(
-                f'[algorithm] beta = {self.beta!r}: belongs to divergence = "jsd", '
-                f"but divergence = {self.divergence!r}; remove one of the two"
-            )
-        if self.min_log_prob is not None and self.divergence == "jsd":
-            raise ConfigError(
-                f"[algorithm] min_log_prob = {self.min_log_prob!r}: belongs to divergence "
-                '"reverse_kl" or "forward_kl"; "jsd" is finite without a floor; remove one of the two'
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OPDSection(DistillationSection):
-    """On-policy distillation, every token alike."""
-
-    name: Literal["opd"] = "opd"
-    """Name of the algorithm."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SODSection(DistillationSection):
-    """Step-wise on-policy distillation: each step weighted by its divergence (arXiv 2605.07725)."""
-
-    name: Literal["sod"] = "sod"
-    """Name of the algorithm."""
-    delta: Annotated[float, AtLeast(0)] = 0.2
-    """A step weight is at most 1 + delta."""
-    epsilon: Annotated[float, Above(0)] = 1e-6
-    """Added to both divergences of the weight's ratio, in nats; raise it where the first step is easy."""
-    step_divergence: Literal["abs_log_ratio", "kl"] = "abs_log_ratio"
-    """What a step's divergence averages: the paper's |log-ratio| of sampled tokens, or the divergence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,10 +225,8 @@ class CheckpointSection(Section):
     """Checkpoints kept."""
 
 
-AlgorithmSection = SFTSection | OPDSection | SODSection
 OptimizerSection = AdamWSection | MuonSection
 
-ALGORITHMS: dict[str, type[Section]] = {"sft": SFTSection, "opd": OPDSection, "sod": SODSection}
 OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamWSection, "muon": MuonSection}
 
 
@@ -329,11 +266,31 @@ class RunConfig:
         Raises:
             ConfigError: For a section that the algorithm does not read, or limits that exclude each other.
         """
-        if self.teacher is not None and isinstance(self.algorithm, SFTSection):
+        name = self.algorithm.name
+        if self.teacher is not None and not self.algorithm.needs_teacher:
+            readers = " and ".join(f'"{each}"' for each, kind in ALGORITHMS.items() if kind.needs_teacher)
             raise ConfigError(
-                '[teacher] belongs to algorithms "opd" and "sod", but [algorithm] name = "sft"; remove it'
+                f'[teacher] belongs to algorithms {readers}, but [algorithm] name = "{name}"; remove it'
             )
         rollout, trainer = self.rollout, self.trainer
+        if self.algorithm.has_reward_term and rollout.num_samples < 2:
+            raise ConfigError(
+                f"[rollout] num_samples = {rollout.num_samples}: the reward term of algorithm "
+                f'"{name}" compares attempts at the same task; wanted at least 2, or no reward term'
+            )
+        has_ratio = self.algorithm.has_ratio
+        temperature = getattr(self.algorithm, "temperature", None)
+        if has_ratio and temperature not in (None, rollout.temperature):
+            raise ConfigError(
+                f"[algorithm] temperature = {temperature:g}: the policy-gradient term of "
+                f'algorithm "{name}" compares probabilities at sampling time and now; '
+                f"leave it out, or take [rollout] temperature = {rollout.temperature:g}"
+            )
+        if has_ratio and rollout.top_p < 1:
+            raise ConfigError(
+                f"[rollout] top_p = {rollout.top_p:g}: a truncated policy is not the one that the "
+                f'policy-gradient term of algorithm "{name}" differentiates; wanted 1'
+            )
         if rollout.max_turn_tokens > rollout.max_trajectory_tokens:
             raise ConfigError(
                 f"[rollout] max_turn_tokens = {rollout.max_turn_tokens}: wanted at most "
@@ -359,6 +316,6 @@ class RunConfig:
     @property
     def updates_per_round(self) -> int:
         """Optimiser updates made from one round."""
-        samples = 1 if isinstance(self.algorithm, SFTSection) else self.rollout.num_samples
+        samples = self.rollout.num_samples if self.algorithm.is_on_policy else 1
         trajectories = self.trainer.tasks_per_round * samples
         return self.trainer.epochs * -(-trajectories // self.trainer.minibatch_trajectories)

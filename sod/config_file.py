@@ -17,7 +17,6 @@ from typing import Any, Union, get_args, get_origin
 import tomli_w
 
 from sod.config import (
-    ALGORITHMS,
     OPTIMIZERS,
     CheckpointSection,
     DataSection,
@@ -29,6 +28,7 @@ from sod.config import (
     TeacherSection,
     TrainerSection,
 )
+from sod.config_algorithms import ALGORITHMS
 from sod.config_schema import PathOrName, Section, field_types, key_name, strip_limits
 from sod.envs.registry import environment_entry, environment_names, environment_options
 from sod.errors import ConfigError

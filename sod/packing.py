@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,10 @@ class Batch:
         log_probs: (B, T) float32, log-probs at sampling time, nats; 0 where nothing was sampled.
         step_trajectory: (S,) int64, position in `trajectories` of each step.
         step_turn: (S,) int64, turn of each step within its trajectory.
+        step_errors: (S,) int64, error observations of the trajectory before each step.
         trajectories: Index of each trajectory in what was packed.
         rows: (N,) int64, flat index b * T + t of the position before each response token.
+        advantages: (len(trajectories),) float32, advantage of each trajectory; None where nobody gave any.
     """
 
     input_ids: Tensor
@@ -39,8 +41,10 @@ class Batch:
     log_probs: Tensor
     step_trajectory: Tensor
     step_turn: Tensor
+    step_errors: Tensor
     trajectories: tuple[int, ...]
     rows: Tensor
+    advantages: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -61,6 +65,17 @@ class Batch:
     def row_log_probs(self) -> Tensor:
         """(N,) float32: the log-prob at sampling time of the token that each row predicts."""
         return self.log_probs.flatten()[self.rows + 1]
+
+    @property
+    def row_advantages(self) -> Tensor:
+        """(N,) float32: the advantage of the trajectory that each row belongs to.
+
+        Raises:
+            DataError: If the batch was packed without advantages.
+        """
+        if self.advantages is None:
+            raise DataError("row_advantages: the batch was packed without advantages; pass them to pack().")
+        return self.advantages[self.step_trajectory[self.row_steps]]
 
     @property
     def num_steps(self) -> int:
@@ -90,6 +105,7 @@ def pack(
     *,
     max_tokens: int,
     pad_id: int,
+    advantages: Sequence[float] | None = None,
 ) -> list[Batch]:
     """Group trajectories of similar length into microbatches.
 
@@ -102,6 +118,7 @@ def pack(
         max_tokens: Padded tokens that a microbatch may have. A trajectory that is longer by itself gets a
             microbatch of its own.
         pad_id: Token id put behind the end of a sequence.
+        advantages: Advantage of each trajectory of the round; None where the algorithm reads none.
 
     Returns:
         Microbatches, longest first; the same input gives the same batches.
@@ -121,7 +138,13 @@ def pack(
         else:
             groups.append([i])
             num_rows, width = added, _longest(trajectories[i])
-    return [_pad([trajectories[i] for i in group], tuple(group), pad_id) for group in groups]
+    batches = (_pad([trajectories[i] for i in group], tuple(group), pad_id) for group in groups)
+    if advantages is None:
+        return list(batches)
+    return [
+        replace(batch, advantages=torch.tensor([advantages[i] for i in batch.trajectories]).float())
+        for batch in batches
+    ]
 
 
 def _longest(sequences: Sequence[TokenSequence]) -> int:
@@ -165,6 +188,9 @@ def _pad(group: Sequence[Sequence[TokenSequence]], indices: tuple[int, ...], pad
         log_probs=log_probs,
         step_trajectory=torch.tensor([place for place, _ in numbers], dtype=torch.int64),
         step_turn=torch.tensor([turn for _, turn in numbers], dtype=torch.int64),
+        step_errors=torch.tensor(
+            [group[place][0].errors_before[turn] for place, turn in numbers], dtype=torch.int64
+        ),
         trajectories=indices,
         rows=(step_ids.flatten() >= 0).nonzero().flatten() - 1,
     )

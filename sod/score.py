@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sod.algorithms import Algorithm
+from sod.algorithms import Algorithm, LossContext
 from sod.loop.records import step_rows
 from sod.loop.update import step_stats
 from sod.packing import num_trained_tokens, pack
@@ -42,12 +42,12 @@ def score_trajectories(
         One row per step in the form of steps.jsonl, without `round` and `update`.
     """
     sequences = [tokenize_trajectory(trajectory) for trajectory in trajectories]
-    denominator = max(1, num_trained_tokens(sequences))
+    context = LossContext(denominator=max(1, num_trained_tokens(sequences)), round_number=1)
     student.train(False)
     steps = []
     for batch in pack(sequences, range(len(sequences)), max_tokens=max_microbatch_tokens, pad_id=pad_id):
         moved = batch.to(student.device)
-        output = algorithm.loss(moved, row_logits(student, moved), teacher.logits(moved), denominator)
+        output = algorithm.loss(moved, row_logits(student, moved), teacher.logits(moved), context)
         steps += step_stats(moved, output)
     rows = step_rows(steps, trajectories, round_index=0, update=0)
     return [{key: value for key, value in row.items() if key not in ("round", "update")} for row in rows]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class TokenSequence:
         loss_mask: (T,) bool, within `response_mask`: the turns that are trained.
         step_ids: (T,) int64, index of the turn within the trajectory at response tokens, else -1.
         log_probs: (T,) float32 sampled log-probabilities in nats, 0 where nothing was sampled.
+        errors_before: For each turn of the whole trajectory, the error observations that came before it.
     """
 
     input_ids: Tensor
@@ -32,6 +33,7 @@ class TokenSequence:
     loss_mask: Tensor
     step_ids: Tensor
     log_probs: Tensor
+    errors_before: tuple[int, ...]
 
 
 def tokenize_trajectory(trajectory: Trajectory) -> tuple[TokenSequence, ...]:
@@ -49,10 +51,12 @@ def tokenize_trajectory(trajectory: Trajectory) -> tuple[TokenSequence, ...]:
     """
     _check_segments(trajectory)
     bounds = [*trajectory.segments, len(trajectory.turns)]
-    return tuple(_lay_out(trajectory, start, end) for start, end in pairwise(bounds))
+    errors = (sum(result.is_error for result in turn.results) for turn in trajectory.turns)
+    before = tuple(accumulate(errors, initial=0))[:-1]
+    return tuple(_lay_out(trajectory, start, end, before) for start, end in pairwise(bounds))
 
 
-def _lay_out(trajectory: Trajectory, start: int, end: int) -> TokenSequence:
+def _lay_out(trajectory: Trajectory, start: int, end: int, before: tuple[int, ...]) -> TokenSequence:
     input_ids: list[int] = []
     step_ids: list[int] = []
     log_probs: list[float] = []
@@ -72,6 +76,7 @@ def _lay_out(trajectory: Trajectory, start: int, end: int) -> TokenSequence:
         loss_mask=torch.tensor(is_trained, dtype=torch.bool),
         step_ids=steps,
         log_probs=torch.tensor(log_probs, dtype=torch.float32),
+        errors_before=before,
     )
 
 

@@ -7,10 +7,11 @@ killed and resumed repeats the unbroken one bit for bit (CPU, one thread).
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sod.algorithms import make_algorithm
+from sod.advantages import group_advantages
+from sod.algorithms import LossContext, make_algorithm
 from sod.assembly import RunParts, assemble, assemble_objects
 from sod.checkpoint import (
     TrainerState,
@@ -27,7 +29,8 @@ from sod.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from sod.config import RunConfig, SODSection
+from sod.config import RunConfig
+from sod.config_algorithms import SODSection
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment
 from sod.errors import TrainingError
@@ -39,9 +42,11 @@ from sod.loop.records import (
     add_steps,
     anchor_warning,
     mean_metrics,
+    running_median,
     step_rows,
     step_table,
 )
+from sod.loop.result import TrainResult
 from sod.loop.sampling import make_runner, make_sampler
 from sod.loop.signals import StopRequested, StopSignals
 from sod.loop.update import UpdateResult, UpdateSettings, run_update
@@ -54,27 +59,11 @@ from sod.run_folder import RunFolder
 from sod.seeding import seed_generators, take_from
 from sod.teacher.base import Teacher
 from sod.teacher.cache import RoundScores
+from sod.teacher.local import LocalTeacher
 from sod.types import Task, Trajectory
 
 ALIGNMENT_BOUND = {"float32": 0.02, "bfloat16": 1.0}
 MIB = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a finished run gives.
-
-    Attributes:
-        model: The trained student.
-        folder: Run folder.
-        checkpoint: Its last checkpoint.
-        metrics: Row of the last round.
-    """
-
-    model: PreTrainedModel
-    folder: Path
-    checkpoint: Path
-    metrics: dict[str, Any]
 
 
 class SODTrainer:
@@ -149,8 +138,15 @@ class SODTrainer:
         self.model = parts.student
         self.state = TrainerState()
         self._display = display or Display()
-        self._algorithm = make_algorithm(config.algorithm, vocab_size=parts.vocab_size)
+        self._algorithm = make_algorithm(
+            config.algorithm,
+            vocab_size=parts.vocab_size,
+            sampling_temperature=config.rollout.temperature,
+        )
         self._optimizer = OptimizerSet(self.model, config.optimizer)
+        # Before any checkpoint is loaded: the weights that the run starts from.
+        needs_reference = config.algorithm.needs_reference
+        self._reference = LocalTeacher(copy.deepcopy(self.model)) if needs_reference else None
         self._autocast = torch.bfloat16 if config.trainer.precision == "bfloat16" else None
         is_low = config.trainer.precision == "bfloat16" or self.model.dtype == torch.bfloat16
         default_bound = ALIGNMENT_BOUND["bfloat16" if is_low else "float32"]
@@ -238,7 +234,7 @@ class SODTrainer:
 
     def _trajectories(self, index: int) -> list[Trajectory]:
         count, seed = self.config.trainer.tasks_per_round, self.config.run.seed
-        if not self._algorithm.needs_teacher:
+        if not self.config.algorithm.is_on_policy:
             return take_from(self.parts.expert, self.state.cursor, count, seed=seed)
         path = self._folder.trajectories(index)
         if self.state.updates_in_round:
@@ -252,10 +248,14 @@ class SODTrainer:
 
     def _updates(self, trajectories: Sequence[Trajectory]) -> None:
         trainer, index = self.config.trainer, self.state.round
-        plan = plan_round(trajectories, self.config, round_index=index, pad_id=self.parts.pad_id)
+        advantages = group_advantages(trajectories) if self.config.algorithm.has_reward_term else None
+        plan = plan_round(
+            trajectories, self.config, round_index=index, pad_id=self.parts.pad_id, advantages=advantages
+        )
         teacher = self.parts.teacher
         cache_bytes = trainer.teacher_cache_mib * MIB if trainer.epochs > 1 else 0
         scores = RoundScores(teacher, max_bytes=cache_bytes) if teacher is not None else None
+        held = RoundScores(self._reference, max_bytes=cache_bytes) if self._reference is not None else None
         for position in range(self.state.updates_in_round, len(plan)):
             self._stop.check()
             minibatch = plan[position]
@@ -272,7 +272,8 @@ class SODTrainer:
                 minibatch.batches,
                 scores.source(minibatch.first_key) if scores is not None else lambda *_: None,
                 self._update_settings(minibatch),
-                inspect if position == 0 and self._algorithm.needs_teacher else None,
+                inspect if position == 0 and self.config.algorithm.is_on_policy else None,
+                held.source(minibatch.first_key) if held is not None else None,
             )
             if gaps:
                 result.metrics["alignment/gap_max"] = max(gaps)
@@ -283,7 +284,11 @@ class SODTrainer:
         optimizer = self.config.optimizer
         scale = learning_rate_scale(optimizer, self.state.update, self.config.num_updates)
         return UpdateSettings(
-            denominator=minibatch.num_tokens,
+            context=LossContext(
+                denominator=minibatch.num_tokens,
+                round_number=self.state.round + 1,
+                anchor=self.state.divergence_median,
+            ),
             learning_rate=scale * optimizer.learning_rate,
             learning_rate_scale=scale,
             max_grad_norm=optimizer.max_grad_norm,
@@ -313,6 +318,7 @@ class SODTrainer:
                 updates_in_round=state.updates_in_round + 1,
                 num_skipped=state.num_skipped + result.is_skipped,
                 num_skipped_in_a_row=in_a_row,
+                divergence_median=running_median(state.divergence_median, result.steps),
                 round_metrics=(*state.round_metrics, result.metrics),
                 round_steps=add_steps(state.round_steps, result.steps),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -23,6 +23,7 @@ class LossOutput:
         step_divergence: (S,) mean divergence of each step, nats, detached.
         step_weights: (S,) weight that was applied to each step, detached.
         step_tokens: (S,) int64 tokens of each step.
+        coefficients: Coefficients that a schedule gave, by their metric's name.
     """
 
     loss: Tensor
@@ -30,6 +31,24 @@ class LossOutput:
     step_divergence: Tensor
     step_weights: Tensor
     step_tokens: Tensor
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossContext:
+    """What a loss must know besides its microbatch.
+
+    Attributes:
+        denominator: Trained tokens over the whole minibatch.
+        round_number: Number of the round, 1 for the first.
+        anchor: Running median of the step divergences so far, nats; None before the first update.
+        reference_logits: (N, V) of the policy that the run started from, for an algorithm that needs it.
+    """
+
+    denominator: int
+    round_number: int
+    anchor: float | None = None
+    reference_logits: Tensor | None = None
 
 
 class Algorithm(Protocol):
@@ -41,10 +60,14 @@ class Algorithm(Protocol):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether `loss` reads teacher logits; an algorithm without a teacher trains on expert data."""
+        """Whether `loss` reads teacher logits."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `loss` reads `LossContext.reference_logits`."""
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, denominator: int
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch.
 
@@ -52,7 +75,7 @@ class Algorithm(Protocol):
             batch: The microbatch, N rows.
             student_logits: (N, V) at the rows.
             teacher_logits: (N, V) at the rows; None where `needs_teacher` is False.
-            denominator: Trained tokens over the whole minibatch.
+            context: Denominator and round.
 
         Returns:
             Loss and statistics.

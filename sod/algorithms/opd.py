@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from sod.algorithms.distillation import StepDistillation
-from sod.config import OPDSection
+from sod.algorithms.objective import StepObjective
+from sod.algorithms.presets import divergence_of, surrogate_of
+from sod.config_algorithms import OPDSection
+from sod.schedules import constant
 
 
-def opd(section: OPDSection) -> StepDistillation:
-    """Make the uniform objective, w_k = 1: equation (4) of arXiv 2605.07725 in its vocabulary-wide form."""
-    return StepDistillation(
+def opd(section: OPDSection) -> StepObjective:
+    """Make the uniform objective, w_k = 1.
+
+    Args:
+        section: Its settings; `reward_coefficient = 1` gives the baseline "OPD" of the SOD paper, which adds
+            the GRPO term.
+
+    Returns:
+        The algorithm.
+
+    Source: arXiv 2605.07725, equation (4).
+    """
+    return StepObjective(
         name="opd",
-        divergence=section.divergence,
-        beta=section.beta,
-        temperature=section.temperature,
-        min_log_prob=section.min_log_prob,
+        divergence=divergence_of(section),
+        reward=constant(section.reward_coefficient),
+        surrogate=surrogate_of(section),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sod.algorithms.base import LossOutput
+from sod.algorithms.base import LossContext, LossOutput
 from sod.packing import Batch
 
 
@@ -19,15 +19,17 @@ class SFT:
     Attributes:
         name: Name in a TOML file.
         needs_teacher: It reads no teacher.
+        needs_reference: Nor a reference.
         vocab_size: Columns of the logits that are real tokens; None for all.
     """
 
     name: str = "sft"
     needs_teacher: bool = False
+    needs_reference: bool = False
     vocab_size: int | None = None
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, denominator: int
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
         token_nll = cross_entropy(
@@ -39,7 +41,7 @@ class SFT:
         step_sums = zeros.index_add(0, batch.row_steps, token_nll.detach().double())
         step_tokens = torch.bincount(batch.row_steps, minlength=batch.num_steps)
         return LossOutput(
-            loss=kept.sum() / denominator,
+            loss=kept.sum() / context.denominator,
             token_sums={"nll/token": kept.detach().sum()},
             step_divergence=(step_sums / step_tokens.clamp(min=1)).float(),
             step_weights=torch.ones_like(zeros, dtype=torch.float32),

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from sod.algorithms.distillation import StepDistillation
-from sod.config import SODSection
+from sod.algorithms.objective import StepObjective
+from sod.algorithms.presets import divergence_of, surrogate_of
+from sod.algorithms.step_weights import DecayAfterError, FromStatistics, StepWeight
+from sod.config_algorithms import SODSection
+from sod.schedules import constant
 from sod_kernels import SodWeighting
 
+AFTER_ERROR = {"decay_after_error": 0.9, "mask_after_error": 0.0}
+"""Decay per step after a trajectory's first error, of the paper's two heuristic ablations."""
 
-def sod(section: SODSection) -> StepDistillation:
-    """Make SOD's distillation term.
 
-    w_1 = 1 and w_k = min((d_1 + epsilon) / (d_k + epsilon), 1 + delta), d_k the mean step divergence; the
-    weights come from the same sweep as the loss and carry no gradient.
+def sod(section: SODSection) -> StepObjective:
+    """Make SOD: w_1 = 1, w_k = min((d_1 + epsilon) / (d_k + epsilon), 1 + delta), plus the GRPO term.
 
     Args:
-        section: Its settings; the defaults are the paper's.
+        section: Its settings; the defaults are the paper's: sampled form, reward coefficient 1. `weight`
+            takes the heuristics of its ablation instead, `delta = inf` the one without a clip.
 
     Returns:
-        The algorithm. The GRPO term of equation (10) is not part of it.
+        The algorithm.
 
-    Source: arXiv 2605.07725, equations (6), (7) and (9).
+    Source: arXiv 2605.07725, equations (6), (7), (9) and (10).
     """
-    return StepDistillation(
+    return StepObjective(
         name="sod",
-        divergence=section.divergence,
-        beta=section.beta,
-        temperature=section.temperature,
-        min_log_prob=section.min_log_prob,
-        step_divergence=section.step_divergence,
-        weighting=SodWeighting(delta=section.delta, epsilon=section.epsilon),
+        divergence=divergence_of(section, per_step=section.step_divergence),
+        weight=_weight(section),
+        reward=constant(section.reward_coefficient),
+        surrogate=surrogate_of(section),
     )
+
+
+def _weight(section: SODSection) -> StepWeight:
+    if section.weight == "divergence":
+        return FromStatistics(weighting=SodWeighting(delta=section.delta, epsilon=section.epsilon))
+    return DecayAfterError(decay=AFTER_ERROR[section.weight])

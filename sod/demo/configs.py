@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from sod.config import (
-    AlgorithmSection,
     CheckpointSection,
     DataSection,
     EvaluationSection,
-    OPDSection,
     RolloutSection,
     RunConfig,
     RunSection,
-    SFTSection,
-    SODSection,
     StudentSection,
     TeacherSection,
     TrainerSection,
 )
+from sod.config_algorithms import AlgorithmSection, OPDSection, SFTSection, SODSection
 from sod.demo.settings import DemoSettings, SupervisedPhase
 from sod.envs.ledger_env import LedgerSection
 
@@ -63,6 +60,7 @@ class DemoPaths:
 def rollout_section(settings: DemoSettings) -> RolloutSection:
     """How models are sampled in every phase."""
     return RolloutSection(
+        num_samples=1,
         max_turns=MAX_TURNS,
         max_turn_tokens=MAX_TURN_TOKENS,
         max_trajectory_tokens=MAX_TRAJECTORY_TOKENS,
@@ -114,7 +112,7 @@ def method_config(
     phase = settings.distillation
     algorithm: dict[str, AlgorithmSection] = {
         "opd": OPDSection(),
-        "sod": SODSection(),
+        "sod": SODSection(form="vocab", reward_coefficient=0.0),
         "control": SFTSection(),
     }
     is_control = method == "control"
@@ -159,6 +157,7 @@ def policy_config(
         student=StudentSection(model=str(checkpoint)),
         data=DataSection(train=paths.train, eval=questions),
         environment=LedgerSection(),
+        algorithm=OPDSection(),
         rollout=rollout_section(settings),
         trainer=_trainer(rounds=1, tasks_per_round=1, epochs=1, minibatch=1, num_threads=num_threads),
     )

@@ -25,11 +25,12 @@ from sod.demo.tokenizer import ledger_tokenizer
 from sod.envs.ledger import ledger_tasks
 from sod.errors import ConfigError
 from sod.loop.display import Display
+from sod.loop.result import TrainResult
 from sod.metrics import read_rows
 from sod.models import build_qwen3
 from sod.rollout.store import write_trajectories
 from sod.seeding import derive_seed
-from sod.trainer import SODTrainer, TrainResult
+from sod.trainer import SODTrainer
 
 TEACHER = "teacher"
 BASELINE = "cold student"

@@ -29,7 +29,12 @@ class Minibatch:
 
 
 def plan_round(
-    trajectories: Sequence[Trajectory], config: RunConfig, *, round_index: int, pad_id: int
+    trajectories: Sequence[Trajectory],
+    config: RunConfig,
+    *,
+    round_index: int,
+    pad_id: int,
+    advantages: Sequence[float] | None,
 ) -> list[Minibatch]:
     """Divide a round's trajectories into minibatches, and order them for every epoch.
 
@@ -41,6 +46,7 @@ def plan_round(
         config: Sizes and the root seed.
         round_index: The round, seeds the draws.
         pad_id: Token id of padding.
+        advantages: Of each trajectory; None where the algorithm reads none.
 
     Returns:
         One entry per update, in order.
@@ -55,7 +61,13 @@ def plan_round(
     num_batches = 0
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        batches = pack(sequences, chosen, max_tokens=config.trainer.max_microbatch_tokens, pad_id=pad_id)
+        batches = pack(
+            sequences,
+            chosen,
+            max_tokens=config.trainer.max_microbatch_tokens,
+            pad_id=pad_id,
+            advantages=advantages,
+        )
         num_tokens = num_trained_tokens([sequences[i] for i in chosen])
         if num_tokens == 0:
             raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from sod.loop.update import StepStats
@@ -11,6 +12,9 @@ from sod.types import Trajectory
 
 ANCHOR_RATIO = 0.25
 """The first step's mean divergence below this share of the later steps' counts as a collapsed anchor."""
+
+MEDIAN_RATE = 0.1
+"""Share of a new update in the running median of step divergences."""
 
 StepSums = Mapping[str, tuple[float, float, float]]
 
@@ -60,6 +64,23 @@ def add_steps(sums: StepSums, steps: Sequence[StepStats]) -> dict[str, tuple[flo
         count, divergence, weight = result.get(str(step.turn), (0.0, 0.0, 0.0))
         result[str(step.turn)] = (count + 1.0, divergence + step.divergence, weight + step.weight)
     return result
+
+
+def running_median(before: float | None, steps: Sequence[StepStats]) -> float | None:
+    """Follow the median step divergence over the updates, a tenth of the way at each.
+
+    Args:
+        before: Its value so far, nats; None before the first update.
+        steps: Steps of an update; a divergence that is not finite is left out.
+
+    Returns:
+        The new value; `before` where no step has a finite divergence.
+    """
+    finite = [step.divergence for step in steps if math.isfinite(step.divergence)]
+    if not finite:
+        return before
+    now = median(finite)
+    return now if before is None else before + MEDIAN_RATE * (now - before)
 
 
 def step_table(sums: StepSums) -> dict[str, list[float]]:

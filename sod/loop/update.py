@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sod.algorithms import Algorithm, LossOutput
+from sod.algorithms import Algorithm, LossContext, LossOutput
 from sod.optim import OptimizerSet
 from sod.packing import Batch
 from sod.scoring import row_logits
@@ -56,14 +56,14 @@ class UpdateSettings:
     """How an update is made.
 
     Attributes:
-        denominator: Trained tokens of the whole minibatch.
+        context: Trained tokens of the whole minibatch, and the round.
         learning_rate: Learning rate of AdamW at this update.
         learning_rate_scale: Its share of the peak, which holds for Muon too.
         max_grad_norm: Norm that gradients are clipped to.
         autocast_dtype: Type of the student's matrix products; None for the weights' own.
     """
 
-    denominator: int
+    context: LossContext
     learning_rate: float
     learning_rate_scale: float
     max_grad_norm: float
@@ -82,6 +82,7 @@ def run_update(
     teacher_logits: Callable[[int, Batch], Tensor | None],
     settings: UpdateSettings,
     inspect: Callable[[Batch, Tensor], None] | None = None,
+    reference_logits: Callable[[int, Batch], Tensor] | None = None,
 ) -> UpdateResult:
     """Make one update; microbatches add up to the gradient of the whole minibatch.
 
@@ -93,6 +94,7 @@ def run_update(
         teacher_logits: Gives the teacher's (N, V) logits of a microbatch by its position and itself.
         settings: How to make it.
         inspect: Called with each microbatch and the student's logits before any weight changes.
+        reference_logits: Gives those of the policy that the run started from; None where not needed.
 
     Returns:
         Metrics and steps.
@@ -105,12 +107,13 @@ def run_update(
         moved = batch.to(model.device)
         before_teacher = time.perf_counter()
         target = teacher_logits(index, moved)
+        reference = None if reference_logits is None else reference_logits(index, moved)
         teacher_s += time.perf_counter() - before_teacher
         with settings.autocast(model.device.type):
             logits = row_logits(model, moved)
         if inspect is not None:
             inspect(moved, logits.detach())
-        output = algorithm.loss(moved, logits, target, settings.denominator)
+        output = algorithm.loss(moved, logits, target, replace(settings.context, reference_logits=reference))
         torch.autograd.backward(output.loss)
         outputs.append(_detached(output))
     grad_norm = float(optimizer.clip(settings.max_grad_norm))
@@ -133,6 +136,7 @@ def _detached(output: LossOutput) -> LossOutput:
         step_divergence=output.step_divergence,
         step_weights=output.step_weights,
         step_tokens=output.step_tokens,
+        coefficients=output.coefficients,
     )
 
 
@@ -164,11 +168,12 @@ def _metrics(
     metrics = {"loss/total": math.fsum(float(output.loss) for output in outputs)}
     for key in outputs[0].token_sums if outputs else ():
         total = math.fsum(float(output.token_sums[key]) for output in outputs)
-        metrics[f"{key}_mean"] = total / settings.denominator
+        metrics[f"{key}_mean"] = total / settings.context.denominator
+    metrics |= outputs[0].coefficients if outputs else {}
     num_steps = max(1, len(steps))
     metrics["step/weight_mean"] = math.fsum(step.weight for step in steps) / num_steps
     metrics["step/divergence_mean"] = math.fsum(step.divergence for step in steps) / num_steps
-    metrics["update/tokens"] = float(settings.denominator)
+    metrics["update/tokens"] = float(settings.context.denominator)
     metrics["update/steps"] = float(len(steps))
     metrics["update/learning_rate"] = settings.learning_rate
     return metrics

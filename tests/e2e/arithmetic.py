@@ -93,7 +93,7 @@ def distil_toml(
     output: str,
     student: Path,
     teacher: Path,
-    algorithm: str = 'name = "sod"',
+    algorithm: str = 'name = "sod"\nform = "vocab"\nreward_coefficient = 0.0',
     more: str = "",
 ) -> Path:
     """Write the settings of a distillation run."""

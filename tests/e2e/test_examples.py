@@ -13,8 +13,15 @@ from sod.errors import SandboxUnavailableError
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "examples" / "configs").glob("*.toml"))
 
 
-def test_there_are_examples_of_every_algorithm():
-    assert {load_config(path).algorithm.name for path in CONFIGS} >= {"sft", "opd", "sod"}
+def test_there_are_examples_of_the_papers_and_their_baselines():
+    assert {load_config(path).algorithm.name for path in CONFIGS} == {
+        "sft",
+        "grpo",
+        "opd",
+        "sod",
+        "atod",
+        "stm",
+    }
 
 
 @pytest.mark.sandbox

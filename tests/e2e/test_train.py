@@ -36,9 +36,20 @@ def test_sft_learns_from_expert_rows(arithmetic, metric_rows):
     assert len(steps) == 12 * 64 * 2
 
 
-@pytest.mark.parametrize("name", ["opd", "sod"])
+ALGORITHMS = {
+    "opd": 'name = "opd"',
+    "opd_sampled": 'name = "opd"\nform = "sampled"\nreward_coefficient = 1.0',
+    "sod": 'name = "sod"\nform = "vocab"\nreward_coefficient = 0.0',
+    "sod_paper": 'name = "sod"',
+    "atod": 'name = "atod"\nform = "vocab"\nanneal_rounds = 9\nmin_turns = 2\n'
+    "reward_start = 0.0\nreward_end = 0.0",
+    "stm": 'name = "stm"',
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_distillation_lowers_the_divergence(arithmetic, metric_rows, name):
-    toml = arithmetic.toml(f"learn_{name}", algorithm=f'name = "{name}"')
+    toml = arithmetic.toml(f"learn_{name}", algorithm=ALGORITHMS[name])
     result = trainer_of(toml, "trainer.rounds=6").train()
     rows = metric_rows(result.folder / "metrics.jsonl")
     rounds = [row for row in rows if row["kind"] == "round"]
@@ -54,12 +65,38 @@ def test_distillation_lowers_the_divergence(arithmetic, metric_rows, name):
     assert all(row["alignment/gap_max"] < 1e-3 for row in updates if "alignment/gap_max" in row)
     assert sum("alignment/gap_max" in row for row in updates) == 6
     weights = {row["weight"] for row in metric_rows(result.folder / "steps.jsonl")}
-    assert (weights == {1.0}) == (name == "opd")
+    assert (weights == {1.0}) == name.startswith("opd")
+    coefficients = [row.get("coefficient/distillation") for row in rounds]
+    wanted = {"atod": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]}.get(name, [1.0] * 6)
+    assert coefficients == pytest.approx(wanted)
 
     before = AutoModelForCausalLM.from_pretrained(arithmetic.student).state_dict()
     after = AutoModelForCausalLM.from_pretrained(result.checkpoint).state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before)
     assert all(torch.equal(after[key], value) for key, value in result.model.state_dict().items())
+
+
+def test_the_reference_is_where_the_run_started_also_after_a_resume(arithmetic, metric_rows):
+    whole = trainer_of(arithmetic.toml("stm_whole", algorithm='name = "stm"')).train()
+    halves = arithmetic.toml("stm_halves", algorithm='name = "stm"')
+
+    class StopAfterOne(Display):
+        def end_round(self, index, row):
+            if index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StopRequested):
+        trainer_of(halves, display=StopAfterOne(is_quiet=True)).train()
+    resumed = trainer_of(halves).train(resume=True)
+
+    def numbers(result):
+        rows = metric_rows(result.folder / "metrics.jsonl")
+        kept = ("loss/total", "kl_reference/token_mean", "step/weight_mean", "grad/norm")
+        return [{key: row[key] for key in kept} for row in rows if row["kind"] == "update"]
+
+    assert numbers(resumed) == numbers(whole)
+    assert numbers(whole)[0]["kl_reference/token_mean"] < 1e-6
+    assert numbers(whole)[-1]["kl_reference/token_mean"] > 1e-4
 
 
 def test_steps_match_the_trajectories_that_were_stored(arithmetic, metric_rows):

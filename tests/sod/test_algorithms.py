@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sod.algorithms import SFT, make_algorithm
-from sod.config import OPDSection, SFTSection, SODSection
+from sod.algorithms import SFT, LossContext, make_algorithm
+from sod.config_algorithms import OPDSection, SFTSection, SODSection
 from sod.packing import Batch, pack
 from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory, Turn
 
 V = 11
+VOCAB_SOD = SODSection(form="vocab", reward_coefficient=0.0)
 
 
 def make_trajectory(shape, first, *, trained=None):
@@ -38,6 +41,10 @@ def batch() -> Batch:
     sequences = [tokenize_trajectory(one) for one in trajectories]
     (made,) = pack(sequences, [0, 1], max_tokens=1000, pad_id=0)
     return made
+
+
+def over(denominator, round_number=1):
+    return LossContext(denominator=denominator, round_number=round_number)
 
 
 def logits(batch, seed, dtype=torch.float32, width=V):
@@ -68,11 +75,11 @@ def plain(batch, student, teacher, weights=None, width=V):
 
 @pytest.mark.parametrize("name", ["opd", "sod"])
 def test_loss_gradient_and_steps_are_the_papers(batch, name):
-    section = SODSection(delta=0.1, epsilon=0.05) if name == "sod" else OPDSection()
+    section = replace(VOCAB_SOD, delta=0.1, epsilon=0.05) if name == "sod" else OPDSection()
     weights = (0.05, 0.1) if name == "sod" else None
     student, teacher = logits(batch, 0).requires_grad_(), logits(batch, 1)
     denominator = int(batch.row_loss_mask.sum())
-    output = make_algorithm(section).loss(batch, student, teacher, denominator)
+    output = make_algorithm(section).loss(batch, student, teacher, over(denominator))
     output.loss.backward()
 
     exact = student.detach().double().requires_grad_()
@@ -90,7 +97,7 @@ def test_loss_gradient_and_steps_are_the_papers(batch, name):
 
 def test_a_turn_that_is_not_trained_gets_exactly_no_gradient(batch):
     student = logits(batch, 0).requires_grad_()
-    output = make_algorithm(SODSection()).loss(batch, student, logits(batch, 1), 7)
+    output = make_algorithm(VOCAB_SOD).loss(batch, student, logits(batch, 1), over(7))
     output.loss.backward()
     assert (student.grad[~batch.row_loss_mask] == 0).all()
     assert (student.grad[batch.row_loss_mask].abs().sum(1) > 0).all()
@@ -99,14 +106,14 @@ def test_a_turn_that_is_not_trained_gets_exactly_no_gradient(batch):
 def test_microbatches_add_up_to_the_minibatch():
     trajectories = [make_trajectory([(3, 2), (1, 1 + n)], n) for n in range(4)]
     sequences = [tokenize_trajectory(one) for one in trajectories]
-    algorithm = make_algorithm(SODSection())
+    algorithm = make_algorithm(VOCAB_SOD)
     totals = []
     for max_tokens in (10_000, 1):
         total = 0.0
         for batch in pack(sequences, range(4), max_tokens=max_tokens, pad_id=0):
             table = torch.randn(V, V, generator=torch.Generator().manual_seed(0))
             other = torch.randn(V, V, generator=torch.Generator().manual_seed(1))
-            output = algorithm.loss(batch, table[batch.labels], other[batch.labels], 18)
+            output = algorithm.loss(batch, table[batch.labels], other[batch.labels], over(18))
             total += float(output.loss.detach())
         totals.append(total)
     assert totals[0] == pytest.approx(totals[1], rel=1e-6)
@@ -116,11 +123,11 @@ def test_columns_that_are_no_tokens_do_not_count(batch):
     student, teacher = logits(batch, 0, width=V + 5).requires_grad_(), logits(batch, 1, width=V + 2)
     narrow, _, _, _ = plain(batch, student.detach(), teacher)
     for algorithm in (make_algorithm(OPDSection(), vocab_size=V),):
-        output = algorithm.loss(batch, student, teacher, int(batch.row_loss_mask.sum()))
+        output = algorithm.loss(batch, student, teacher, over(int(batch.row_loss_mask.sum())))
         output.loss.backward()
         assert float(output.loss.detach()) == pytest.approx(float(narrow.detach()), rel=1e-5)
         assert (student.grad[:, V:] == 0).all()
-    output = make_algorithm(OPDSection()).loss(batch, student, teacher, 1)
+    output = make_algorithm(OPDSection()).loss(batch, student, teacher, over(1))
     wider, _, _, _ = plain(batch, student.detach(), teacher, width=V + 2)
     assert float(output.loss.detach()) == pytest.approx(
         float(wider) * int(batch.row_loss_mask.sum()), rel=1e-5
@@ -129,14 +136,14 @@ def test_columns_that_are_no_tokens_do_not_count(batch):
 
 def test_a_student_under_autocast_meets_a_float32_teacher(batch):
     student, teacher = logits(batch, 0, dtype=torch.bfloat16), logits(batch, 1)
-    output = make_algorithm(OPDSection()).loss(batch, student, teacher, int(batch.row_loss_mask.sum()))
+    output = make_algorithm(OPDSection()).loss(batch, student, teacher, over(int(batch.row_loss_mask.sum())))
     loss, _, _, _ = plain(batch, student, teacher)
     assert float(output.loss.detach()) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_sft_is_cross_entropy_on_trained_tokens(batch):
     student = logits(batch, 0).requires_grad_()
-    output = make_algorithm(SFTSection(), vocab_size=V).loss(batch, student, None, 9)
+    output = make_algorithm(SFTSection(), vocab_size=V).loss(batch, student, None, over(9))
     output.loss.backward()
     nll = -student.detach().double().log_softmax(1).gather(1, batch.labels[:, None]).squeeze(1)
     wanted = (nll * batch.row_loss_mask).sum() / 9
@@ -150,4 +157,4 @@ def test_sft_is_cross_entropy_on_trained_tokens(batch):
 
 def test_distillation_without_a_teacher_is_refused(batch):
     with pytest.raises(ValueError, match="sod: teacher_logits is None; wanted"):
-        make_algorithm(SODSection()).loss(batch, logits(batch, 0), None, 1)
+        make_algorithm(VOCAB_SOD).loss(batch, logits(batch, 0), None, over(1))

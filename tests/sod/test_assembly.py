@@ -10,14 +10,12 @@ import torch
 from sod.config import (
     EvaluationSection,
     MuonSection,
-    OPDSection,
     RolloutSection,
     RunConfig,
     RunSection,
-    SFTSection,
-    SODSection,
     TrainerSection,
 )
+from sod.config_algorithms import OPDSection, SFTSection, SODSection
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, build_environment, environment_entry
 from sod.envs.tool_entry import ToolsSection, tool_environment
 from sod.errors import ConfigError, DataError, ModelError
@@ -43,14 +41,17 @@ def double(number: int) -> int:
     return 2 * number
 
 
+SOD = SODSection(form="vocab", reward_coefficient=0.0)
+
+
 def config(path: Path, algorithm=None, **more) -> RunConfig:
     values = {
         "trainer": TrainerSection(rounds=1, tasks_per_round=2, minibatch_trajectories=2, device="cpu"),
-        "rollout": RolloutSection(max_turns=2, max_turn_tokens=8, max_trajectory_tokens=256),
+        "rollout": RolloutSection(num_samples=1, max_turns=2, max_turn_tokens=8, max_trajectory_tokens=256),
         "optimizer": MuonSection(learning_rate=1e-3),
         **more,
     }
-    return RunConfig(run=RunSection(output=path / "run"), algorithm=algorithm or SODSection(), **values)
+    return RunConfig(run=RunSection(output=path / "run"), algorithm=algorithm or SOD, **values)
 
 
 TASKS = [Task(task_id=str(n), messages=({"role": "user", "content": f"double {n}"},)) for n in range(3)]
@@ -116,16 +117,16 @@ def parts_of(tiny_model, tiny_tokenizer, **more):
 @pytest.mark.parametrize(
     ("algorithm", "change", "words"),
     [
-        (SODSection(), {"teacher": None}, 'algorithm "sod" needs a teacher, but there is none'),
+        (SOD, {"teacher": None}, 'algorithm "sod" needs a teacher, but there is none'),
         (OPDSection(), {"environment": None}, 'algorithm "opd" needs an environment'),
-        (SODSection(), {"tasks": None}, 'algorithm "sod" needs tasks'),
-        (SODSection(), {"expert": EXPERT}, 'expert trajectories were given, but algorithm "sod"'),
+        (SOD, {"tasks": None}, 'algorithm "sod" needs tasks'),
+        (SOD, {"expert": EXPERT}, 'expert trajectories were given, but algorithm "sod"'),
         (SFTSection(), {}, 'a teacher was given, but algorithm "sft" reads none'),
         (SFTSection(), {"teacher": None}, 'algorithm "sft" needs expert trajectories'),
-        (SODSection(), {"tokenizer": None}, "tokenizer is None; wanted the student's"),
-        (SODSection(), {"tools": [double], "reward": "exact"}, "got environment and tools or reward"),
+        (SOD, {"tokenizer": None}, "tokenizer is None; wanted the student's"),
+        (SOD, {"tools": [double], "reward": "exact"}, "got environment and tools or reward"),
         (
-            SODSection(),
+            SOD,
             {"environment": None, "tools": [double]},
             "got tools without a reward; pass reward=",
         ),

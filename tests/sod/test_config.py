@@ -12,16 +12,14 @@ from sod.config import (
     DataSection,
     EvaluationSection,
     MuonSection,
-    OPDSection,
     RolloutSection,
     RunConfig,
     RunSection,
-    SFTSection,
-    SODSection,
     StudentSection,
     TeacherSection,
     TrainerSection,
 )
+from sod.config_algorithms import OPDSection, SFTSection, SODSection
 from sod.config_file import config_from_dict, dump_config, load_config
 from sod.errors import ConfigError
 
@@ -114,14 +112,20 @@ def test_overrides_win_over_the_file(tmp_path):
         (MINIMAL + "[checkpoint]\nevery = -1\n", ["[checkpoint] every = -1", "at least 0"]),
         (MINIMAL + "[trainer2]\nx=1\n", ["unknown section [trainer2]"]),
         (MINIMAL + '[algorithm]\nname = "sdo"\n', ["[algorithm] name = 'sdo'", "did you mean 'sod'?"]),
-        (MINIMAL + "[algorithm]\ndelta = 0.1\n", ["[algorithm] name is missing; known: sft, opd, sod"]),
+        (
+            MINIMAL + "[algorithm]\ndelta = 0.1\n",
+            ["[algorithm] name is missing; known: sft, grpo, opd, sod, atod, stm"],
+        ),
         (
             MINIMAL + '[algorithm]\nname = "opd"\ndelta = 0.5\n',
-            ["[algorithm] delta belongs to algorithm 'sod'", "name = 'opd'", "remove it"],
+            ["[algorithm] delta belongs to algorithm 'sod' and 'stm'", "name = 'opd'", "remove it"],
         ),
         (
             MINIMAL + '[algorithm]\nname = "sft"\ntemperature = 0.5\n',
-            ["[algorithm] temperature belongs to algorithm 'opd' and 'sod'", "name = 'sft'"],
+            [
+                "[algorithm] temperature belongs to algorithm 'opd' and 'sod' and 'atod'",
+                "name = 'sft'",
+            ],
         ),
         (
             MINIMAL + '[optimizer]\nname = "adamw"\nmomentum = 0.5\n',
@@ -141,6 +145,62 @@ def test_overrides_win_over_the_file(tmp_path):
             ["[algorithm] min_log_prob = -9.0: belongs to divergence"],
         ),
         (
+            MINIMAL + '[algorithm]\nname = "sod"\ndivergence = "jsd"\n',
+            ['[algorithm] divergence = "jsd": belongs to form = "vocab"'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "sod"\nstep_divergence = "kl"\n',
+            ['[algorithm] step_divergence = "kl": belongs to form = "vocab"'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "sod"\nweight = "mask_after_error"\ndelta = 0.5\n',
+            ['[algorithm] delta = 0.5: belongs to weight = "divergence"', '"mask_after_error"'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "opd"\nclip_high = 0.3\n',
+            ["[algorithm] clip_high = 0.3: belongs to the policy-gradient term", 'form = "vocab"'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "grpo"\ndual_clip = 0.5\n',
+            ["[algorithm] dual_clip = 0.5: wanted a value above 1, or 0"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "atod"\nanneal_rounds = 0\nreward_end = 3.0\n',
+            ["[algorithm] reward_end = 3.0: is never reached with anneal_rounds = 0"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "stm"\nquantile = 0.9\n',
+            ['[algorithm] quantile = 0.9: belongs to anchor = "batch_quantile"', '"running_median"'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "gated_opd"\nlow = 0.5\n',
+            ["[algorithm] low = 0.5: wanted at most high = 0.1"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "gated_opd"\nreward_coefficient = 0\n',
+            ["[algorithm] reward_coefficient = 0.0: wanted a value above 0"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "stm"\nform = "sampled"\n',
+            ["[algorithm] form = 'sampled': wanted one of 'vocab'"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "grpo"\n[rollout]\nnum_samples = 1\n',
+            ["[rollout] num_samples = 1: the reward term of algorithm", "wanted at least 2"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "sod"\ntemperature = 0.9\n[rollout]\ntemperature = 0.7\n',
+            ["[algorithm] temperature = 0.9: the policy-gradient term", "[rollout] temperature = 0.7"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "atod"\n[rollout]\ntop_p = 0.9\n',
+            ["[rollout] top_p = 0.9: a truncated policy is not the one"],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "grpo"\n[teacher]\nmodel = "org/t"\n',
+            ["[teacher] belongs to algorithms", 'name = "grpo"'],
+        ),
+        (
             MINIMAL + '[algorithm]\nname = "opd"\ndivergence = "kl"\n',
             ["[algorithm] divergence = 'kl'", "'reverse_kl', 'forward_kl', 'jsd'"],
         ),
@@ -150,7 +210,7 @@ def test_overrides_win_over_the_file(tmp_path):
         ),
         (
             MINIMAL + '[algorithm]\nname = "sft"\n[teacher]\nmodel = "org/t"\n',
-            ['[teacher] belongs to algorithms "opd" and "sod"', 'name = "sft"'],
+            ['[teacher] belongs to algorithms "opd" and "sod" and "atod"', 'name = "sft"'],
         ),
         (
             MINIMAL + "[rollout]\nmax_turn_tokens = 9\nmax_trajectory_tokens = 8\n",

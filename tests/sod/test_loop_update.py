@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from sod.algorithms import LossOutput, make_algorithm
-from sod.config import AdamWSection, SFTSection, SODSection
+from sod.algorithms import LossContext, LossOutput, make_algorithm
+from sod.config import AdamWSection
+from sod.config_algorithms import SFTSection, SODSection
 from sod.errors import ModelError, RolloutError
 from sod.loop.alignment import check_alignment
 from sod.loop.update import UpdateSettings, run_update
@@ -71,7 +72,9 @@ def parts():
 
 def settings(sequences, **more):
     values = {"learning_rate": 1e-2, "learning_rate_scale": 1.0, "max_grad_norm": 1.0, **more}
-    return UpdateSettings(denominator=num_trained_tokens(sequences), **values)
+    return UpdateSettings(
+        context=LossContext(denominator=num_trained_tokens(sequences), round_number=1), **values
+    )
 
 
 def test_rows_are_scored_as_the_whole_model_does(parts):
@@ -101,7 +104,7 @@ def test_microbatches_make_the_same_update_as_the_whole(parts):
         result = run_update(
             model,
             optimizer,
-            make_algorithm(SODSection()),
+            make_algorithm(SODSection(form="vocab", reward_coefficient=0.0)),
             batches,
             lambda _, batch: teacher.logits(batch),
             settings(sequences),
@@ -127,7 +130,7 @@ def test_an_update_lowers_its_own_loss(parts):
         run_update(
             student,
             optimizer,
-            make_algorithm(SODSection()),
+            make_algorithm(SODSection(form="vocab", reward_coefficient=0.0)),
             batches,
             lambda _, batch: teacher.logits(batch),
             settings(sequences),
@@ -141,7 +144,7 @@ class Explodes:
     name = "explodes"
     needs_teacher = False
 
-    def loss(self, batch, student_logits, teacher_logits, denominator):
+    def loss(self, batch, student_logits, teacher_logits, context):
         ones = torch.ones(batch.num_steps)
         return LossOutput(
             loss=student_logits.sum() * math.inf,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from sod.errors import DataError
 from sod.packing import num_trained_tokens, pack
 from sod.tokenization import TokenSequence, tokenize_trajectory
-from sod.types import Trajectory, Turn
+from sod.types import ToolOutcome, ToolResult, Trajectory, Turn
 
 
 def trajectory(lengths, *, seed=0, trained=None, segments=(0,)):
@@ -27,6 +28,31 @@ def trajectory(lengths, *, seed=0, trained=None, segments=(0,)):
         for k, (context, sampled) in enumerate(lengths)
     ]
     return Trajectory(task_id=str(seed), turns=tuple(turns), segments=segments)
+
+
+def test_steps_know_the_errors_before_them_and_rows_their_advantage():
+    error = ToolResult(name="f", outcome=ToolOutcome.TOOL_ERROR, text="no")
+    fine = ToolResult(name="f", outcome=ToolOutcome.OK, text="yes")
+    plain = trajectory([(2, 1), (1, 2), (1, 1)])
+    results = [(fine, error), (error,), ()]
+    turns = tuple(replace(turn, results=given) for turn, given in zip(plain.turns, results, strict=True))
+    erring = replace(plain, turns=turns)
+    for segments in ((0,), (0, 1, 2)):
+        rounds = [tokenize_trajectory(replace(one, segments=segments)) for one in (plain, erring)]
+        (batch,) = pack(rounds, [0, 1], max_tokens=99, pad_id=0, advantages=[0.5, -2.0])
+        seen = {}
+        for step in range(batch.num_steps):
+            place = int(batch.step_trajectory[step])
+            seen[batch.trajectories[place], int(batch.step_turn[step])] = int(batch.step_errors[step])
+        assert seen == {(0, 0): 0, (0, 1): 0, (0, 2): 0, (1, 0): 0, (1, 1): 1, (1, 2): 2}
+        owners = [batch.trajectories[int(place)] for place in batch.step_trajectory[batch.row_steps]]
+        assert batch.row_advantages.tolist() == [(0.5, -2.0)[owner] for owner in owners]
+
+
+def test_rows_have_no_advantage_unless_one_was_given():
+    (batch,) = pack([tokenize_trajectory(trajectory([(1, 1)]))], [0], max_tokens=9, pad_id=0)
+    with pytest.raises(DataError, match="packed without advantages; pass them to pack"):
+        _ = batch.row_advantages
 
 
 def rows_of(batches, trajectories):
@@ -127,6 +153,7 @@ def test_a_response_that_nothing_predicts_is_refused():
         loss_mask=torch.tensor([True, True]),
         step_ids=torch.tensor([0, 0]),
         log_probs=torch.zeros(2),
+        errors_before=(0,),
     )
     with pytest.raises(DataError, match="trajectory 0 begins with a response token; nothing predicts it"):
         pack([(sequence,)], [0], max_tokens=10, pad_id=0)
@@ -139,6 +166,7 @@ def test_a_trajectory_without_a_response_is_left_out():
         loss_mask=torch.tensor([False, False]),
         step_ids=torch.tensor([-1, -1]),
         log_probs=torch.zeros(2),
+        errors_before=(0,),
     )
     batches = pack([(empty,), tokenize_trajectory(trajectory([(1, 1)]))], [0, 1], max_tokens=9, pad_id=0)
     assert [batch.trajectories for batch in batches] == [(1,)]

@@ -1,0 +1,243 @@
+"""The objective that every on-policy algorithm here is a preset of.
+
+Three parts: a divergence from the teacher per token, a weight per step, and how both are combined with the
+reward. Two forms of the distillation term:
+
+- "vocab": L = kappa * mean of w_k KL(student, teacher) + rho * mean of surrogate(A_i), the divergence
+  vocabulary-wide and differentiated through the student's softmax;
+- "sampled": L = mean of surrogate(kappa * w_k (log q(y) - log p_old(y)) + rho * A_i), the papers' advantage
+  form on sampled tokens, with everything but the ratio taken at sampling time.
+
+At the policy that sampled, without clipping, both have the same expected gradient (docs/math.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sod.algorithms.base import LossContext, LossOutput
+from sod.algorithms.policy import ClippedSurrogate
+from sod.algorithms.step_weights import StepContext, StepWeight
+from sod.algorithms.token_weights import TokenContext, TokenWeight
+from sod.packing import Batch
+from sod.schedules import LinearSchedule, constant
+from sod_kernels import StepKLOutput, step_kl, step_means
+from sod_kernels.types import StepStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """Which divergence from the teacher, and in which form.
+
+    Attributes:
+        form: "vocab" or "sampled".
+        kind: "reverse_kl", "forward_kl" or "jsd"; "sampled" has the reverse KL only.
+        beta: Weight of the teacher in the mixture of "jsd".
+        temperature: Divides both logits.
+        min_log_prob: Floor in nats under the teacher's log-probs (forward KL: the student's); None for none.
+        per_step: "abs_log_ratio" or "kl": what a step's divergence averages.
+    """
+
+    form: Literal["vocab", "sampled"] = "vocab"
+    kind: str = "reverse_kl"
+    beta: float = 0.5
+    temperature: float = 1.0
+    min_log_prob: float | None = None
+    per_step: str = "abs_log_ratio"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepObjective:
+    """A preset of divergence, step weight and combination; no state.
+
+    Attributes:
+        name: Name in a TOML file.
+        divergence: Of the distillation term.
+        weight: Turns what is known of the steps into step weights; None weighs every step with 1.
+        token_weight: Turns what is known of the tokens into weights beside those; None for 1.
+        distillation: Coefficient kappa of the distillation term, by round.
+        reward: Coefficient rho of the reward term, by round; 0 leaves it out.
+        surrogate: Bounds of the policy-gradient term.
+        vocab_size: Columns of the logits that are real tokens; None takes those that both models have.
+        needs_teacher: It reads teacher logits.
+        needs_reference: Whether steps are held to the reference policy with max(0, 1 - w_k): the second
+            target, KL(student, reference). Form "vocab" only.
+    """
+
+    name: str
+    divergence: Divergence = field(default_factory=Divergence)
+    weight: StepWeight | None = None
+    token_weight: TokenWeight | None = None
+    distillation: LinearSchedule = field(default_factory=lambda: constant(1.0))
+    reward: LinearSchedule = field(default_factory=lambda: constant(0.0))
+    surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
+    vocab_size: int | None = None
+    needs_teacher: bool = True
+    needs_reference: bool = False
+
+    def loss(
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
+    ) -> LossOutput:
+        """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
+        if teacher_logits is None:
+            raise ValueError(f"{self.name}: teacher_logits is None; wanted (N, V) logits, pass a teacher.")
+        if self.needs_reference and context.reference_logits is None:
+            raise ValueError(f"{self.name}: context.reference_logits is None; wanted (N, V) logits.")
+        is_vocab = self.divergence.form == "vocab"
+        output = self._sweep(batch, student_logits, teacher_logits, context)
+        sums = _token_sums(output, batch.row_loss_mask)
+        kappa, rho = self.distillation.at(context.round_number), self.reward.at(context.round_number)
+        by_token = self._token_weights(batch, output)
+        if is_vocab:
+            weights, divergence = output.step_weights, output.step_divergence
+            loss = kappa * self._vocab_loss(batch, output, by_token, context)
+            advantages = None if rho == 0 else rho * batch.row_advantages
+        else:
+            statistics = _at_sampling_time(batch, output)
+            weights, divergence = self._weights(statistics, batch, context), statistics.divergence
+            loss = output.loss.new_zeros(())
+            log_ratio = _given(output.teacher_log_probs) - batch.row_log_probs
+            by_step = kappa * weights[batch.row_steps]
+            advantages = _weighted(by_step if by_token is None else by_step * by_token, log_ratio)
+            if rho != 0:
+                advantages = advantages + rho * batch.row_advantages
+        if advantages is not None:
+            token_loss, is_clipped = self.surrogate.loss(
+                _given(output.student_log_probs), batch.row_log_probs, advantages
+            )
+            trained = torch.where(batch.row_loss_mask, token_loss, 0.0)
+            loss = loss + trained.sum() / context.denominator
+            sums |= _policy_sums(trained, is_clipped, advantages, batch.row_loss_mask)
+        return LossOutput(
+            loss=loss,
+            token_sums=sums,
+            step_divergence=divergence,
+            step_weights=weights,
+            step_tokens=output.step_tokens,
+            coefficients={"coefficient/distillation": kappa, "coefficient/reward": rho},
+        )
+
+    def _sweep(
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor, context: LossContext
+    ) -> StepKLOutput:
+        part = self.divergence
+        # The sampled form weighs with what was known at sampling time instead.
+        is_weighed = part.form == "vocab"
+        dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
+        reference = context.reference_logits if self.needs_reference else None
+        return step_kl(
+            student_logits.to(dtype),
+            teacher_logits.to(dtype),
+            batch.row_steps,
+            sampled_ids=batch.labels,
+            reference_logits=None if reference is None else reference.to(dtype),
+            step_trajectory=batch.step_trajectory,
+            num_steps=batch.num_steps,
+            divergence=part.kind,
+            beta=part.beta if part.kind == "jsd" else None,
+            temperature=part.temperature,
+            vocab_size=self.vocab_size or shared_vocabulary(student_logits, teacher_logits),
+            min_log_prob=part.min_log_prob,
+            step_divergence=part.per_step,
+            weighting=(lambda statistics: self._weights(statistics, batch, context)) if is_weighed else None,
+            token_weights=batch.row_loss_mask.float(),
+            reduction="token_mean",
+            denominator=float(context.denominator),
+        )
+
+    def _token_weights(self, batch: Batch, output: StepKLOutput) -> Tensor | None:
+        if self.token_weight is None:
+            return None
+        is_sampled = self.divergence.form == "sampled"
+        own = batch.row_log_probs if is_sampled else _given(output.student_log_probs).detach()
+        return self.token_weight(
+            TokenContext(
+                gap=(own - _given(output.teacher_log_probs)).abs(),
+                entropy=output.student_entropy.detach(),
+                trajectory=batch.step_trajectory[batch.row_steps],
+                is_trained=batch.row_loss_mask,
+            )
+        )
+
+    def _vocab_loss(
+        self, batch: Batch, output: StepKLOutput, by_token: Tensor | None, context: LossContext
+    ) -> Tensor:
+        if by_token is None:
+            return output.loss
+        # Known only now, from the same sweep; the gradient of token_kl is still one backward sweep.
+        factor = output.step_weights[batch.row_steps] * by_token
+        trained = torch.where(batch.row_loss_mask, _weighted(factor, output.token_kl), 0.0)
+        return trained.sum() / context.denominator
+
+    def _weights(self, statistics: StepStatistics, batch: Batch, context: LossContext) -> Tensor:
+        if self.weight is None:
+            return torch.ones_like(statistics.divergence)
+        return self.weight(
+            StepContext(
+                statistics=statistics,
+                turn=batch.step_turn,
+                errors_before=batch.step_errors,
+                round_number=context.round_number,
+                anchor=context.anchor,
+                advantages=None if batch.advantages is None else batch.advantages[batch.step_trajectory],
+            )
+        )
+
+
+def shared_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> int | None:
+    """Columns that both models have, where one pads its vocabulary further; None where they agree."""
+    student_size, teacher_size = student_logits.shape[-1], teacher_logits.shape[-1]
+    return None if student_size == teacher_size else min(student_size, teacher_size)
+
+
+def _given(log_probs: Tensor | None) -> Tensor:
+    if log_probs is None:
+        raise ValueError("step_kl gave no sampled log-probs; wanted them, pass sampled_ids.")
+    return log_probs
+
+
+def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """Multiply, where weight 0 silences an infinite value too."""
+    return torch.where(weights == 0, 0.0, weights * values)
+
+
+def _at_sampling_time(batch: Batch, output: StepKLOutput) -> StepStatistics:
+    """Step statistics of the policy that sampled, equations (6) of SOD and (14) of ATOD."""
+    old, teacher = batch.row_log_probs, _given(output.teacher_log_probs)
+
+    def mean(values: Tensor) -> Tensor:
+        return step_means(values, batch.row_steps, batch.num_steps).to(old.dtype)
+
+    return StepStatistics(
+        divergence=mean((old - teacher).abs()),
+        uncertainty=mean(-old),
+        tokens=output.step_tokens,
+        trajectory=batch.step_trajectory,
+    )
+
+
+def _token_sums(output: StepKLOutput, is_trained: Tensor) -> dict[str, Tensor]:
+    log_ratio = _given(output.student_log_probs) - _given(output.teacher_log_probs)
+    columns = {
+        "kl/token": output.token_kl,
+        "entropy/token": output.student_entropy,
+        "log_ratio/token": log_ratio,
+        "log_ratio_abs/token": log_ratio.abs(),
+    }
+    if output.token_reference_kl is not None:
+        columns["kl_reference/token"] = output.token_reference_kl
+    return {key: torch.where(is_trained, value.detach(), 0.0).sum() for key, value in columns.items()}
+
+
+def _policy_sums(
+    loss: Tensor, is_clipped: Tensor, advantages: Tensor, is_trained: Tensor
+) -> dict[str, Tensor]:
+    return {
+        "policy/loss": loss.detach().sum(),
+        "policy/clipped": (is_clipped & is_trained).sum(),
+        "policy/advantage_abs": torch.where(is_trained, advantages.abs(), 0.0).sum(),
+    }

@@ -1,0 +1,167 @@
+"""Step weights: pure functions of what is known of the steps, without a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sod_kernels.types import StepStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What a step weight may read; (S,) each, detached.
+
+    Attributes:
+        statistics: Divergence and uncertainty in nats, tokens and trajectory of each step.
+        turn: Turn of each step within its trajectory, from 0.
+        errors_before: Error observations of the trajectory before the step.
+        round_number: Number of the round, 1 for the first.
+        anchor: Running median of the step divergences of earlier updates, nats; None before the first.
+        advantages: Advantage of the step's trajectory; None where the algorithm reads no rewards.
+    """
+
+    statistics: StepStatistics
+    turn: Tensor
+    errors_before: Tensor
+    round_number: int
+    anchor: float | None = None
+    advantages: Tensor | None = None
+
+
+StepWeight = Callable[[StepContext], Tensor]
+"""(S,) weights from a `StepContext`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromStatistics:
+    """A weighting of `sod_kernels` (`SodWeighting`, `TurnWeighting`) as a step weight.
+
+    Attributes:
+        weighting: Function of the step statistics alone.
+    """
+
+    weighting: Callable[[StepStatistics], Tensor]
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Weigh the steps."""
+        return self.weighting(context.statistics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecayAfterError:
+    """w_k = decay^j for the j-th step after a trajectory's first error, 1 before it; 0 masks those steps.
+
+    Attributes:
+        decay: From 0 to 1.
+
+    Source: the ablations of arXiv 2605.07725: 0.9 for "decay", 0 for "mask".
+    """
+
+    decay: float
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Weigh the steps."""
+        has_erred = context.errors_before > 0
+        dtype = context.statistics.divergence.dtype
+        # The first step that has an error behind it is the first after the error.
+        far = torch.iinfo(torch.int64).max
+        _, group = torch.unique(context.statistics.trajectory, return_inverse=True)
+        first = torch.full_like(group, far).scatter_reduce(
+            0, group, torch.where(has_erred, context.turn, far), "amin"
+        )
+        distance = torch.where(has_erred, context.turn - first[group] + 1, 0)
+        return torch.where(has_erred, self.decay ** distance.to(dtype), torch.ones((), dtype=dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromAnchor:
+    """w_k = clip((anchor + epsilon) / (d_k + epsilon), min_weight, 1 + delta), every step alike.
+
+    SOD's anchor is the first step of the step's own trajectory. Here it belongs to the whole batch, so that
+    an easy first step does not starve the others, and a step is judged by what the student can do now.
+
+    Attributes:
+        anchor: "running_median" of the step divergences of earlier updates (of this microbatch before the
+            first), "batch_quantile" of this microbatch, or "constant".
+        quantile: For "batch_quantile".
+        constant: For "constant", nats.
+        delta: A weight is at most 1 + delta.
+        epsilon: Added to both sides of the ratio, nats: divergences well below it count as equal.
+        min_weight: A weight is at least this.
+
+    Source: ours; docs/math.md, "Two targets".
+    """
+
+    anchor: Literal["running_median", "batch_quantile", "constant"] = "running_median"
+    quantile: float = 0.5
+    constant: float = 0.1
+    delta: float = 0.2
+    epsilon: float = 0.1
+    min_weight: float = 0.0
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Weigh the steps; 0 for a step without tokens."""
+        divergence, has_tokens = context.statistics.divergence, context.statistics.tokens > 0
+        ratio = (self._anchor(context) + self.epsilon) / (divergence + self.epsilon)
+        return torch.where(has_tokens, ratio.clamp(self.min_weight, 1.0 + self.delta), 0.0)
+
+    def _anchor(self, context: StepContext) -> Tensor:
+        divergence = context.statistics.divergence
+        if self.anchor == "constant":
+            return divergence.new_tensor(self.constant)
+        if self.anchor == "running_median" and context.anchor is not None:
+            return divergence.new_tensor(context.anchor)
+        quantile = self.quantile if self.anchor == "batch_quantile" else 0.5
+        present = divergence[context.statistics.tokens > 0]
+        return present.quantile(quantile) if present.numel() else divergence.new_zeros(())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTurns:
+    """w_k = 1 for turn k < 1 + floor(s / rounds_per_turn) in round s, else 0: turns come in from the front.
+
+    Attributes:
+        rounds_per_turn: Rounds after which one more turn is trained.
+
+    Source: TCOD, arXiv 2604.24005, front to back.
+    """
+
+    rounds_per_turn: int
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Weigh the steps."""
+        reach = 1 + context.round_number // self.rounds_per_turn
+        return (context.turn < reach).to(context.statistics.divergence.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageGate:
+    """w = low + (high - low) sigmoid(-steepness * A_i): a trajectory that failed is distilled more.
+
+    Attributes:
+        low: Weight of a trajectory far better than its group.
+        high: Weight of one far worse.
+        steepness: How fast it turns, per unit of advantage.
+
+    Source: the gated distillation of the code that arXiv 2605.07725 released.
+    """
+
+    low: float
+    high: float
+    steepness: float
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Weigh the steps.
+
+        Raises:
+            ValueError: Without advantages.
+        """
+        if context.advantages is None:
+            raise ValueError("AdvantageGate: context.advantages is None; wanted (S,), pack with advantages.")
+        gate = torch.sigmoid(-self.steepness * context.advantages)
+        return (self.low + (self.high - self.low) * gate).to(context.statistics.divergence.dtype)

@@ -1,0 +1,340 @@
+"""Settings of the algorithms: which terms a loss has, and with what numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, Literal
+
+from sod.config_schema import Above, AtLeast, AtMost, Section
+from sod.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseAlgorithmSection(Section):
+    """What an algorithm reads, so that a run without it is refused before any work is done."""
+
+    section: ClassVar[str] = "algorithm"
+    is_on_policy: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+
+    @property
+    def has_reward_term(self) -> bool:
+        """Whether the reward has a coefficient above 0 at any time."""
+        return False
+
+    @property
+    def has_ratio(self) -> bool:
+        """Whether there is a policy-gradient term, which compares probabilities at sampling time and now."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSection(BaseAlgorithmSection):
+    """Cross-entropy on expert turns."""
+
+    is_on_policy: ClassVar[bool] = False
+    name: Literal["sft"] = "sft"
+    """Name of the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateSection(BaseAlgorithmSection):
+    """The clipped policy-gradient term."""
+
+    clip_low: Annotated[float, Above(0), AtMost(1)] = 0.2
+    """The probability ratio counts down to 1 - clip_low."""
+    clip_high: Annotated[float, Above(0)] = 0.28
+    """The probability ratio counts up to 1 + clip_high."""
+    dual_clip: Annotated[float, AtLeast(0)] = 3.0
+    """Cap of the loss in units of the advantage where it is negative, above 1; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and the cap."""
+        super().__post_init__()
+        if 0 < self.dual_clip <= 1:
+            raise ConfigError(f"[algorithm] dual_clip = {self.dual_clip!r}: wanted a value above 1, or 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOSection(SurrogateSection):
+    """The reward alone, relative to the other attempts at the same task."""
+
+    name: Literal["grpo"] = "grpo"
+    """Name of the algorithm."""
+
+    @property
+    def has_reward_term(self) -> bool:
+        """It has no other."""
+        return True
+
+    @property
+    def has_ratio(self) -> bool:
+        """It is nothing else."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSection(SurrogateSection):
+    """What every algorithm with a teacher can set."""
+
+    needs_teacher: ClassVar[bool] = True
+    form: Literal["vocab", "sampled"] = "vocab"
+    """"vocab" differentiates the divergence over the vocabulary, "sampled" is the advantage form."""
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    """Divergence between student and teacher at each token, in nats; "sampled" has "reverse_kl" only."""
+    beta: Annotated[float, Above(0)] = 0.5
+    """Weight of the teacher in the mixture of "jsd", between 0 and 1."""
+    temperature: Annotated[float, Above(0)] | None = None
+    """Divides both logits; None for 1, or with a policy-gradient term for that of the rollouts."""
+    min_log_prob: Annotated[float, AtMost(0)] | None = None
+    """Floor in nats under the log-probabilities that the divergence divides by; None for no floor."""
+
+    @property
+    def has_ratio(self) -> bool:
+        """Whether there is a policy-gradient term: the sampled form or a reward."""
+        return self.form == "sampled" or self.has_reward_term
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that every setting is read at all."""
+        super().__post_init__()
+        if self.beta >= 1:
+            raise ConfigError(f"[algorithm] beta = {self.beta!r}: wanted a value below 1")
+        if self.form == "sampled" and self.divergence != "reverse_kl":
+            raise ConfigError(
+                f'[algorithm] divergence = "{self.divergence}": belongs to form = "vocab"; '
+                'the sampled form has "reverse_kl" only'
+            )
+        if self.beta != 0.5 and self.divergence != "jsd":
+            raise ConfigError(
+                f'[algorithm] beta = {self.beta!r}: belongs to divergence = "jsd", '
+                f"but divergence = {self.divergence!r}; remove one of the two"
+            )
+        if self.min_log_prob is not None and self.divergence == "jsd":
+            raise ConfigError(
+                f"[algorithm] min_log_prob = {self.min_log_prob!r}: belongs to divergence "
+                '"reverse_kl" or "forward_kl"; "jsd" is finite without a floor; remove one of the two'
+            )
+        for item in fields(SurrogateSection):
+            if getattr(self, item.name) != item.default and not self.has_ratio:
+                raise ConfigError(
+                    f"[algorithm] {item.name} = {getattr(self, item.name)!r}: belongs to the policy-gradient "
+                    'term, which form = "vocab" without a reward does not have; remove one of the two'
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardedSection(DistillationSection):
+    """Distillation beside a reward of constant weight."""
+
+    reward_coefficient: Annotated[float, AtLeast(0)] = 0.0
+    """Coefficient of the reward (GRPO) term; 0 leaves it out."""
+
+    @property
+    def has_reward_term(self) -> bool:
+        """Whether the reward has a coefficient above 0."""
+        return self.reward_coefficient > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPDSection(RewardedSection):
+    """On-policy distillation, every token alike; with a reward coefficient of 1 the SOD paper's baseline."""
+
+    name: Literal["opd"] = "opd"
+    """Name of the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedOPDSection(RewardedSection):
+    """The reward, and distillation that grows where a trajectory did worse than its group."""
+
+    name: Literal["gated_opd"] = "gated_opd"
+    """Name of the algorithm."""
+    form: Literal["vocab", "sampled"] = "sampled"
+    """"sampled" is the released advantage form."""
+    low: Annotated[float, AtLeast(0)] = 0.0
+    """Weight of the distillation of a trajectory far better than its group."""
+    high: Annotated[float, AtLeast(0)] = 0.1
+    """Weight of one far worse."""
+    steepness: Annotated[float, Above(0)] = 1.0
+    """How fast the weight turns, per unit of advantage."""
+    reward_coefficient: Annotated[float, Above(0)] = 1.0
+    """Coefficient of the reward term, whose advantages the gate reads."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and the order of the two weights."""
+        super().__post_init__()
+        if self.low > self.high:
+            raise ConfigError(f"[algorithm] low = {self.low!r}: wanted at most high = {self.high!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TCODSection(RewardedSection):
+    """On-policy distillation whose turns come in from the front (arXiv 2604.24005)."""
+
+    name: Literal["tcod"] = "tcod"
+    """Name of the algorithm."""
+    rounds_per_turn: Annotated[int, Above(0)] = 6
+    """Rounds after which one more turn is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IWOPDSection(RewardedSection):
+    """On-policy distillation in which tokens behind an unreliable prefix count less (arXiv 2606.22600)."""
+
+    name: Literal["iw_opd"] = "iw_opd"
+    """Name of the algorithm."""
+    gamma: Annotated[float, AtLeast(0)] = 0.5
+    """Weight of a trajectory's first token over that of its last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TIPSection(RewardedSection):
+    """On-policy distillation on the tokens that are unsure or far from the teacher (arXiv 2604.14084)."""
+
+    name: Literal["tip"] = "tip"
+    """Name of the algorithm."""
+    keep: Annotated[float, Above(0), AtMost(1)] = 1.0
+    """Share of the tokens that is kept; 1 weighs every token by its score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SODSection(RewardedSection):
+    """Step-wise on-policy distillation: each step weighted by its divergence (arXiv 2605.07725)."""
+
+    name: Literal["sod"] = "sod"
+    """Name of the algorithm."""
+    form: Literal["vocab", "sampled"] = "sampled"
+    """"sampled" is the paper's advantage form; "vocab" has the same expected gradient at lower variance."""
+    delta: Annotated[float, AtLeast(0)] = 0.2
+    """A step weight is at most 1 + delta; inf for no bound."""
+    epsilon: Annotated[float, Above(0)] = 1e-6
+    """Added to both divergences of the weight's ratio, in nats; raise it where the first step is easy."""
+    step_divergence: Literal["abs_log_ratio", "kl"] = "abs_log_ratio"
+    """What a step's divergence averages: the paper's |log-ratio| of sampled tokens, or the divergence."""
+    weight: Literal["divergence", "decay_after_error", "mask_after_error"] = "divergence"
+    """How a step is weighed; the last two are the paper's ablations: 0.9^j, and 0, after the first error."""
+    reward_coefficient: Annotated[float, AtLeast(0)] = 1.0
+    """Coefficient of the reward (GRPO) term; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that every setting is read at all."""
+        super().__post_init__()
+        if self.form == "sampled" and self.step_divergence == "kl":
+            raise ConfigError(
+                '[algorithm] step_divergence = "kl": belongs to form = "vocab"; at sampling time only the '
+                "log-probs of sampled tokens are known"
+            )
+        for item in fields(SODSection):
+            value = getattr(self, item.name)
+            is_of_ratio = item.name in ("delta", "epsilon", "step_divergence")
+            if is_of_ratio and self.weight != "divergence" and value != item.default:
+                raise ConfigError(
+                    f'[algorithm] {item.name} = {value!r}: belongs to weight = "divergence", '
+                    f'but weight = "{self.weight}"; remove one of the two'
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATODSection(DistillationSection):
+    """Annealed, turn-aware distillation that fades into reinforcement learning (arXiv 2606.27814)."""
+
+    name: Literal["atod"] = "atod"
+    """Name of the algorithm."""
+    form: Literal["vocab", "sampled"] = "sampled"
+    """"sampled" is the paper's advantage form; "vocab" has the same expected gradient at lower variance."""
+    distillation_start: Annotated[float, AtLeast(0)] = 1.0
+    """Coefficient of the distillation term before the first round."""
+    distillation_end: Annotated[float, AtLeast(0)] = 0.1
+    """Coefficient of the distillation term once it is annealed."""
+    reward_start: Annotated[float, AtLeast(0)] = 1.0
+    """Coefficient of the reward term before the first round."""
+    reward_end: Annotated[float, AtLeast(0)] = 2.0
+    """Coefficient of the reward term once it is annealed."""
+    anneal_rounds: Annotated[int, AtLeast(0)] = 80
+    """Rounds over which both coefficients change linearly; 0 keeps those of the start."""
+    min_turns: Annotated[int, Above(0)] = 3
+    """Trajectories of fewer turns keep weight 1."""
+    min_divergence: Annotated[float, AtLeast(0)] = 0.01
+    """Trajectories whose largest step divergence is below it, in nats, keep weight 1."""
+    mean_preserving: bool = False
+    """Whether weights are scaled to a token mean of 1 per trajectory."""
+
+    @property
+    def has_reward_term(self) -> bool:
+        """Whether the reward has a coefficient above 0 at any time."""
+        return self.reward_start > 0 or (self.reward_end > 0 and self.anneal_rounds > 0)
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that both ends are reached."""
+        super().__post_init__()
+        for item in fields(ATODSection):
+            is_end = item.name in ("distillation_end", "reward_end")
+            if is_end and self.anneal_rounds == 0 and getattr(self, item.name) != item.default:
+                raise ConfigError(
+                    f"[algorithm] {item.name} = {getattr(self, item.name)!r}: is never reached with "
+                    "anneal_rounds = 0; remove one of the two"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class STMSection(RewardedSection):
+    """Step-wise target mixing: far steps are held to the policy that the run started from (ours)."""
+
+    needs_reference: ClassVar[bool] = True
+    name: Literal["stm"] = "stm"
+    """Name of the algorithm."""
+    form: Literal["vocab"] = "vocab"
+    """The second target is a divergence over the vocabulary, so there is no other form."""
+    anchor: Literal["running_median", "batch_quantile", "constant"] = "running_median"
+    """What a step's divergence is compared with: the median so far, a quantile of now, or a number."""
+    quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
+    """Quantile of the step divergences of a microbatch, for anchor = "batch_quantile"."""
+    constant: Annotated[float, Above(0)] = 0.1
+    """Divergence in nats that counts as usual, for anchor = "constant"."""
+    delta: Annotated[float, AtLeast(0)] = 0.2
+    """A step weight is at most 1 + delta."""
+    epsilon: Annotated[float, Above(0)] = 0.1
+    """Added to both divergences of the weight's ratio, in nats."""
+    min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    """A step weight is at least this."""
+    step_divergence: Literal["abs_log_ratio", "kl"] = "kl"
+    """What a step's divergence averages: |log-ratio| of sampled tokens, or the divergence."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that the anchor's numbers are read at all."""
+        super().__post_init__()
+        for item in fields(STMSection):
+            owner = {"quantile": "batch_quantile", "constant": "constant"}.get(item.name, self.anchor)
+            if owner != self.anchor and getattr(self, item.name) != item.default:
+                raise ConfigError(
+                    f'[algorithm] {item.name} = {getattr(self, item.name)!r}: belongs to anchor = "{owner}", '
+                    f'but anchor = "{self.anchor}"; remove one of the two'
+                )
+
+
+AlgorithmSection = (
+    SFTSection
+    | GRPOSection
+    | OPDSection
+    | SODSection
+    | ATODSection
+    | STMSection
+    | GatedOPDSection
+    | TCODSection
+    | IWOPDSection
+    | TIPSection
+)
+
+ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
+    "sft": SFTSection,
+    "grpo": GRPOSection,
+    "opd": OPDSection,
+    "sod": SODSection,
+    "atod": ATODSection,
+    "stm": STMSection,
+    "gated_opd": GatedOPDSection,
+    "tcod": TCODSection,
+    "iw_opd": IWOPDSection,
+    "tip": TIPSection,
+}
