@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sod_kernels import _dispatch
+from sod_kernels._op_registry import Op, refuse_double_backward, register
 from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
-_NAMESPACE = "sod_kernels"
 _OPTIONS = (
     "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, str backend"
 )
@@ -103,35 +103,8 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return (grad, *(None,) * (ctx.num_arguments - 1))
 
 
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "step_kl: the gradient of the gradient was asked for, which the backward sweep does not have. "
-        "Call backward without create_graph=True."
-    )
-
-
-def _register() -> Any:
-    # Typed loosely: torch ships no annotations for these methods.
-    make_library: Any = torch.library.Library
-    library = make_library(_NAMESPACE, "FRAGMENT")
-    for schema, run, fake in (
-        (_FORWARD, _run_forward, _fake_forward),
-        (_BACKWARD, _run_backward, _fake_backward),
-    ):
-        name = schema.partition("(")[0]
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=library)
-    torch.library.register_autograd(
-        f"{_NAMESPACE}::step_kl_forward", _differentiate, setup_context=_setup_context, lib=library
-    )
-    torch.library.register_autograd(f"{_NAMESPACE}::step_kl_backward", _refuse_double_backward, lib=library)
-    return library
-
-
-# Op names are global to the process, and dropping the library would remove them: keep it, register it once.
-if not hasattr(getattr(torch.ops, _NAMESPACE), "step_kl_forward"):
-    _LIBRARY = _register()
+register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate, _setup_context)
+register(Op(_BACKWARD, _run_backward, _fake_backward), refuse_double_backward("step_kl"))
 
 step_kl_forward = torch.ops.sod_kernels.step_kl_forward
 step_kl_backward = torch.ops.sod_kernels.step_kl_backward

@@ -98,7 +98,7 @@ def backends() -> dict[str, BackendStatus]:
     return table
 
 
-def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
+def resolve(backend: str, device_type: str, dtype: torch.dtype, *, function: str = "step_kl") -> str:
     """Choose the backend that runs.
 
     "auto" takes native on the CPU (reference for float64) and triton on CUDA devices, and the reference where
@@ -108,6 +108,7 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
         backend: "auto" or a name.
         device_type: Where the logits are.
         dtype: Dtype of the logits.
+        function: Name for the message.
 
     Returns:
         "reference", "native" or "triton".
@@ -127,7 +128,7 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
         f"Use backend='auto' or one of: {', '.join(others)}." if others else "Move the logits to the CPU."
     )
     raise BackendUnavailableError(
-        f"step_kl: backend={backend!r} cannot run on {device_type!r} for {dtype}. {' '.join(reasons)} "
+        f"{function}: backend={backend!r} cannot run on {device_type!r} for {dtype}. {' '.join(reasons)} "
         f"{advice}"
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sod_kernels.reference.log_probs import log_probs_backward, log_probs_forward
 from sod_kernels.reference.rows import blocks, mean
-from sod_kernels.segments import segment_sums
+from sod_kernels.segments import step_sums
 from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
 __all__ = ["availability", "backward", "forward", "log_probs_backward", "log_probs_forward"]
@@ -154,7 +154,6 @@ def _token_stats(exact: Tensor, inputs: TokenInputs, num_steps: int) -> TokenSta
     # A tensor each: outputs of a custom op must not share memory.
     no_reference, no_ids, no_teacher_ids = (token_kl.new_empty(0) for _ in range(3))
     has_sampled = inputs.sampled_ids is not None
-    tokens = (token_kl, log_probs, teacher_log_probs, entropy)
     return TokenStats(
         token_kl=token_kl,
         token_reference_kl=no_reference if inputs.reference_logits is None else reference_kl,
@@ -162,19 +161,14 @@ def _token_stats(exact: Tensor, inputs: TokenInputs, num_steps: int) -> TokenSta
         teacher_log_probs=teacher_log_probs if has_sampled else no_teacher_ids,
         student_entropy=entropy,
         row_state=exact[2:].movedim(0, -1).contiguous(),
-        step_sums=_step_sums(tokens, inputs.step_ids, has_sampled, num_steps),
+        step_sums=step_sums(
+            token_kl,
+            entropy,
+            (log_probs, teacher_log_probs) if has_sampled else None,
+            inputs.step_ids,
+            num_steps,
+        ),
     )
-
-
-def _step_sums(
-    tokens: tuple[Tensor, Tensor, Tensor, Tensor], step_ids: Tensor, has_sampled: bool, num_steps: int
-) -> Tensor:
-    token_kl, log_probs, teacher_log_probs, entropy = tokens
-    zeros = torch.zeros_like(token_kl)
-    gap = (log_probs - teacher_log_probs).abs() if has_sampled else zeros
-    columns = (torch.ones_like(token_kl), token_kl, gap, -log_probs, entropy)
-    ids = step_ids.flatten()
-    return torch.stack([segment_sums(column.flatten(), ids, num_steps) for column in columns], dim=-1)
 
 
 def backward(
