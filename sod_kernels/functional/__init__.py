@@ -1,5 +1,6 @@
 """The front doors: each checks its arguments, dispatches, weighs and reduces."""
 
 from sod_kernels.functional.logits import step_kl
+from sod_kernels.functional.topk import topk_step_kl
 
-__all__ = ["step_kl"]
+__all__ = ["step_kl", "topk_step_kl"]

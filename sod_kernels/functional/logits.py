@@ -9,9 +9,8 @@ from torch import Tensor
 
 from sod_kernels import _autograd, _dispatch
 from sod_kernels._checks import arguments, weightings
-from sod_kernels._layout import resolve_layout
-from sod_kernels._reduction import reduce_loss, reference_weights, step_weights
-from sod_kernels.functional.output import make_output, step_statistics
+from sod_kernels._layout import resolve_layout, with_unit_stride
+from sod_kernels.functional.output import finish
 from sod_kernels.types import DivergenceSpec, StepKLOutput, StepStatistics, TokenInputs, TokenStats
 
 _NAME = "step_kl"
@@ -129,35 +128,30 @@ def step_kl(
     )
     inputs = TokenInputs(student_logits, teacher_logits, reference_logits, ids, sampled_ids)
     stats = _sweep(inputs, layout.num_steps, spec, backend_name)
-    has_sampled, has_reference = sampled_ids is not None, reference_logits is not None
-    statistics = step_statistics(stats, layout.trajectory, step_divergence, has_sampled=has_sampled)
-    weights = step_weights(_NAME, weighting, statistics)
-    terms = [(stats.token_kl, weights)]
-    if has_reference:
-        terms.append((stats.token_reference_kl, reference_weights(weights)))
-    loss = reduce_loss(
-        terms, ids, statistics, token_weights=token_weights, reduction=reduction, denominator=denominator
-    )
-    return make_output(
-        loss,
+    return finish(
+        _NAME,
         stats,
-        statistics,
-        weights,
-        backend_name,
-        has_sampled=has_sampled,
-        has_reference=has_reference,
+        layout,
+        has_sampled=sampled_ids is not None,
+        has_reference=reference_logits is not None,
+        step_divergence=step_divergence,
+        weighting=weighting,
+        token_weights=token_weights,
+        reduction=reduction,
+        denominator=denominator,
+        backend=backend_name,
     )
 
 
 def _sweep(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec, backend: str) -> TokenStats:
     """Run the forward op, which takes (B, T, V): packed tokens go in as one row and come out as they were."""
-    is_packed = inputs.student_logits.dim() == 2
+    is_packed = inputs.step_ids.dim() == 1
 
     def batched(tensor: Tensor) -> Tensor:
         return tensor.unsqueeze(0) if is_packed else tensor
 
     def dense(logits: Tensor) -> Tensor:
-        return batched(logits if logits.stride(-1) == 1 else logits.contiguous())
+        return batched(with_unit_stride(logits))
 
     reference, sampled = inputs.reference_logits, inputs.sampled_ids
     outputs = _FORWARD(
