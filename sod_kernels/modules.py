@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from sod_kernels import _categories
-from sod_kernels._checks import arguments, values, weightings
+from sod_kernels._checks import arguments, shards, values, weightings
 from sod_kernels.functional import step_kl, topk_step_kl
 from sod_kernels.types import StepKLOutput, StepStatistics
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _DEFAULTS = {
     "divergence": "reverse_kl",
@@ -21,6 +24,7 @@ _DEFAULTS = {
     "step_divergence": "kl",
     "weighting": None,
     "reduction": "token_mean",
+    "process_group": None,
     "backend": "auto",
     "tail": "bucket",
 }
@@ -32,13 +36,16 @@ class _OptionsModule(nn.Module):
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__()
         name = type(self).__name__
-        arguments.check_divergence(
+        kind, _ = arguments.check_divergence(
             name, options["divergence"], options["beta"], options["temperature"], options["min_log_prob"]
         )
         arguments.check_options(name, options["step_divergence"], options["reduction"], options["backend"])
         weightings.check_weighting(name, options["weighting"], may_be_tensor=False)
         if options["vocab_size"] is not None:
             values.check_count(name, "vocab_size", options["vocab_size"], at_least=1)
+        if options.get("process_group") is not None:
+            shards.check_group(name, options["process_group"])
+            shards.check_can_shard(name, kind, options["min_log_prob"])
         self.options = options
 
     def extra_repr(self) -> str:
@@ -68,6 +75,7 @@ class StepKLLoss(_OptionsModule):
         step_divergence: str = "kl",
         weighting: Callable[[StepStatistics], Tensor] | None = None,
         reduction: str = "token_mean",
+        process_group: ProcessGroup | None = None,
         backend: str = "auto",
     ) -> None:
         """Take the options; each means what it does in `step_kl`.
@@ -82,6 +90,7 @@ class StepKLLoss(_OptionsModule):
             weighting: None, `SodWeighting`, `TurnWeighting` or a function; a tensor of weights fits one batch
                 only.
             reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            process_group: Of vocabulary-parallel logits, or None.
             backend: "auto", "reference", "native" or "triton".
 
         Raises:
@@ -98,6 +107,7 @@ class StepKLLoss(_OptionsModule):
                 "step_divergence": step_divergence,
                 "weighting": weighting,
                 "reduction": reduction,
+                "process_group": process_group,
                 "backend": backend,
             }
         )

@@ -5,6 +5,6 @@ compiled code, where looking would mean waiting, ids that would address foreign 
 assertion instead.
 """
 
-from sod_kernels._checks import arguments, topk, values, weightings
+from sod_kernels._checks import arguments, shards, topk, values, weightings
 
-__all__ = ["arguments", "topk", "values", "weightings"]
+__all__ = ["arguments", "shards", "topk", "values", "weightings"]
