@@ -20,16 +20,20 @@ def check_group(function: str, group: Any) -> None:
 
     Raises:
         TypeError: If it is something else.
-        ValueError: If torch.distributed is not initialised, or no longer.
+        ValueError: If this process is not in it, or torch.distributed is missing or not initialised.
     """
     if not dist.is_available():
         raise ValueError(
             f"{function}: process_group= with a torch that was built without torch.distributed. Leave it out."
         )
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"{function}: process_group is a group that this process is not in; wanted one that it is in. Call "
+            f"{function} on the group's members only."
+        )
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(
-            f"{function}: process_group is {type(group).__name__}; wanted a torch.distributed.ProcessGroup "
-            "that this process belongs to."
+            f"{function}: process_group is {type(group).__name__}; wanted a torch.distributed.ProcessGroup."
         )
     if not dist.is_initialized():
         raise ValueError(

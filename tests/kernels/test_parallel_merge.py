@@ -1,0 +1,28 @@
+"""Shards of the columns, merged in one process, against the truth of the whole rows."""
+
+import pytest
+import torch
+
+import sod_kernels.reference.backend as reference
+from sod_kernels.testing import CASE_REASONS, check_backend_shards, make_case
+
+# The floor of this case has no exact merge; the full vocabulary is slow and no different.
+NAMES = [name for name in CASE_REASONS if name not in ("floored", "full_vocab")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
+@pytest.mark.parametrize("name", NAMES)
+def test_merged_shards_are_the_whole(name, divergence, dtype):
+    if dtype == torch.float64 and name.startswith("shifted"):
+        pytest.skip("a log-sum-exp of 1e4 in float64, which is what the shards exchange, has 1e-12 left")
+    case = make_case(name, divergence=divergence, dtype=dtype, with_reference=dtype != torch.bfloat16)
+    for num_shards in (2, 3):
+        check_backend_shards(reference, case, num_shards)
+
+
+@pytest.mark.parametrize("num_shards", [1, 5, 8])
+def test_any_number_of_shards_and_no_sampled_ids(num_shards):
+    for name in ("plain", "disjoint", "one_column", "bad_rows"):
+        case = make_case(name, with_sampled=False, dtype=torch.float64)
+        check_backend_shards(reference, case, num_shards)
