@@ -28,8 +28,8 @@ def check_group(function: str, group: Any) -> None:
         )
     if group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError(
-            f"{function}: process_group is a group that this process is not in; wanted one that it is in. Call "
-            f"{function} on the group's members only."
+            f"{function}: process_group is a group that this process is not in; wanted one that it is in. "
+            f"Call {function} on the group's members only."
         )
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(

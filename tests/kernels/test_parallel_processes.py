@@ -40,8 +40,8 @@ def test_ranks_that_disagree_all_say_so(ranks):
     for results in ranks:
         assert results["unequal widths"] == (
             "ValueError: step_kl: student_logits has shape (2, 3, 4) on rank 0 of process_group and "
-            "(2, 3, 5) on rank 1; wanted the same rows and equal shards of the vocabulary. Pad the vocabulary to a "
-            "multiple of the number of ranks and give vocab_size=."
+            "(2, 3, 5) on rank 1; wanted the same rows and equal shards of the vocabulary. Pad "
+            "the vocabulary to a multiple of the number of ranks and give vocab_size=."
         )
         assert "has shape (2, 4) on rank 0 of process_group and (3, 4) on rank 1" in results["unequal rows"]
 
@@ -50,6 +50,6 @@ def test_a_group_without_this_process_is_refused(ranks):
     assert ranks[0]["not a member"] == "no error"
     for results in ranks[1:]:
         assert results["not a member"] == (
-            "ValueError: step_kl: process_group is a group that this process is not in; wanted one that it is "
-            "in. Call step_kl on the group's members only."
+            "ValueError: step_kl: process_group is a group that this process is not in; wanted one "
+            "that it is in. Call step_kl on the group's members only."
         )
