@@ -53,7 +53,8 @@ class RowState(IntEnum):
     """Columns of `TokenStats.row_state`: what the backward sweep and a merge of vocabulary shards need.
 
     In float64 whatever the logits' dtype, so that the backward sweep subtracts exactly what the forward sweep
-    measured. For logits over temperature:
+    measured. For logits over temperature; a log-sum-exp is -inf where all columns are, as those of one shard
+    of the vocabulary may be:
 
     Attributes:
         STUDENT_LSE: Log-sum-exp of the student.

@@ -332,6 +332,20 @@ class TestAwkwardLists:
             assert bool(grad.isfinite().all())
             assert out.token_kl.isfinite().all()
 
+    @pytest.mark.parametrize("tail", TAILS)
+    def test_a_nan_logit_spoils_its_own_token_only(self, tail):
+        student, teacher, sampled = make_inputs((3, 7))
+        lists = make_teacher_lists(teacher, 3)
+        logits = student.detach().clone()
+        logits[1, 2] = torch.nan
+        logits.requires_grad_()
+        out = run(logits, lists, sampled_ids=sampled, tail=tail)
+        assert out.token_kl.isnan().tolist() == [False, True, False]
+        (grad,) = torch.autograd.grad(out.token_kl.sum(), logits)
+        assert bool(grad[::2].isfinite().all())
+        clean = run(student, lists, sampled_ids=sampled, tail=tail)
+        assert torch.equal(out.token_kl[::2], clean.token_kl[::2])
+
     def test_padding_columns_and_packed_rows(self):
         student, teacher, sampled = make_inputs()
         lists = make_teacher_lists(teacher, 4)
