@@ -5,6 +5,7 @@ import torch
 from sod_kernels import topk_step_kl
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
+TOKEN_FIELDS = ("token_kl", "student_entropy", "student_log_probs", "teacher_log_probs")
 TAILS = ("bucket", "renormalise", "drop")
 
 
