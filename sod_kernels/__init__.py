@@ -5,10 +5,10 @@ out.loss.backward()
 """
 
 from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
-from sod_kernels.functional import linear_step_kl, step_kl
+from sod_kernels.functional import linear_step_kl, step_kl, topk_step_kl
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.linear_module import LinearStepKLLoss
-from sod_kernels.modules import StepKLLoss
+from sod_kernels.modules import StepKLLoss, TopKStepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.types import StepKLOutput, StepStatistics
 from sod_kernels.weighting import SodWeighting, TurnWeighting, sod_weights, tdur_weights
@@ -24,6 +24,7 @@ __all__ = [
     "StepKLLoss",
     "StepKLOutput",
     "StepStatistics",
+    "TopKStepKLLoss",
     "TurnWeighting",
     "__version__",
     "backends",
@@ -33,4 +34,5 @@ __all__ = [
     "step_means",
     "steps_from_mask",
     "tdur_weights",
+    "topk_step_kl",
 ]

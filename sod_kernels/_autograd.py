@@ -14,29 +14,27 @@ import torch
 from torch import Tensor
 
 from sod_kernels import _dispatch
+from sod_kernels._op_registry import Op, refuse_double_backward, register
 from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
-_NAMESPACE = "sod_kernels"
-_OPTIONS = (
-    "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, str backend"
-)
-_INPUTS = (
+OPTIONS = "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, str backend"
+INPUTS = (
     "Tensor student_logits, Tensor teacher_logits, Tensor? reference_logits, Tensor step_ids, "
     "Tensor? sampled_ids"
 )
 _FORWARD = (
-    f"step_kl_forward({_INPUTS}, SymInt num_steps, {_OPTIONS}) -> (Tensor token_kl, "
+    f"step_kl_forward({INPUTS}, SymInt num_steps, {OPTIONS}) -> (Tensor token_kl, "
     "Tensor token_reference_kl, Tensor student_log_probs, Tensor teacher_log_probs, Tensor student_entropy, "
     "Tensor row_state, Tensor step_sums)"
 )
 _BACKWARD = (
     "step_kl_backward(Tensor grad_token_kl, Tensor grad_token_reference_kl, Tensor grad_student_log_probs, "
-    f"Tensor grad_student_entropy, {_INPUTS}, Tensor row_state, {_OPTIONS}) -> Tensor"
+    f"Tensor grad_student_entropy, {INPUTS}, Tensor row_state, {OPTIONS}) -> Tensor"
 )
-_NUM_INPUTS = len(TokenInputs._fields)
+NUM_INPUTS = len(TokenInputs._fields)
 
 
-def _new_outputs(inputs: TokenInputs, num_steps: int) -> TokenStats:
+def new_outputs(inputs: TokenInputs, num_steps: int) -> TokenStats:
     """Zeros of the shapes and dtypes that a backend returns."""
     step_ids = inputs.step_ids
     dtype = torch.promote_types(inputs.student_logits.dtype, torch.float32)
@@ -56,31 +54,31 @@ def _new_outputs(inputs: TokenInputs, num_steps: int) -> TokenStats:
     )
 
 
-def _spec(options: Sequence[Any]) -> DivergenceSpec:
+def make_spec(options: Sequence[Any]) -> DivergenceSpec:
     """Name the options, which come in the order of the schema."""
     names = (field.name for field in fields(DivergenceSpec))
     return DivergenceSpec(**dict(zip(names, options, strict=True)))
 
 
 def _run_forward(*arguments: Any) -> TokenStats:
-    inputs = TokenInputs(*arguments[:_NUM_INPUTS])
-    num_steps, *options, backend = arguments[_NUM_INPUTS:]
+    inputs = TokenInputs(*arguments[:NUM_INPUTS])
+    num_steps, *options, backend = arguments[NUM_INPUTS:]
     if inputs.step_ids.numel() == 0 or num_steps == 0:
-        return _new_outputs(inputs, num_steps)
-    return _dispatch.load(backend).forward(inputs, num_steps, _spec(options))
+        return new_outputs(inputs, num_steps)
+    return _dispatch.load(backend).forward(inputs, num_steps, make_spec(options))
 
 
 def _fake_forward(*arguments: Any) -> TokenStats:
-    return _new_outputs(TokenInputs(*arguments[:_NUM_INPUTS]), arguments[_NUM_INPUTS])
+    return new_outputs(TokenInputs(*arguments[:NUM_INPUTS]), arguments[NUM_INPUTS])
 
 
 def _run_backward(*arguments: Any) -> Tensor:
     upstream = TokenGradients(*arguments[:4])
-    inputs = TokenInputs(*arguments[4 : 4 + _NUM_INPUTS])
-    row_state, *options, backend = arguments[4 + _NUM_INPUTS :]
+    inputs = TokenInputs(*arguments[4 : 4 + NUM_INPUTS])
+    row_state, *options, backend = arguments[4 + NUM_INPUTS :]
     if inputs.step_ids.numel() == 0:
         return inputs.student_logits.new_zeros(inputs.student_logits.shape)
-    return _dispatch.load(backend).backward(upstream, inputs, row_state, _spec(options))
+    return _dispatch.load(backend).backward(upstream, inputs, row_state, make_spec(options))
 
 
 def _fake_backward(*arguments: Any) -> Tensor:
@@ -91,8 +89,8 @@ def _fake_backward(*arguments: Any) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     stats = TokenStats(*output)
     ctx.mark_non_differentiable(stats.teacher_log_probs, stats.row_state, stats.step_sums)
-    ctx.save_for_backward(*inputs[:_NUM_INPUTS], stats.row_state)
-    ctx.options = inputs[_NUM_INPUTS + 1 :]
+    ctx.save_for_backward(*inputs[:NUM_INPUTS], stats.row_state)
+    ctx.options = inputs[NUM_INPUTS + 1 :]
     ctx.num_arguments = len(inputs)
 
 
@@ -103,35 +101,8 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return (grad, *(None,) * (ctx.num_arguments - 1))
 
 
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "step_kl: the gradient of the gradient was asked for, which the backward sweep does not have. "
-        "Call backward without create_graph=True."
-    )
-
-
-def _register() -> Any:
-    # Typed loosely: torch ships no annotations for these methods.
-    make_library: Any = torch.library.Library
-    library = make_library(_NAMESPACE, "FRAGMENT")
-    for schema, run, fake in (
-        (_FORWARD, _run_forward, _fake_forward),
-        (_BACKWARD, _run_backward, _fake_backward),
-    ):
-        name = schema.partition("(")[0]
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=library)
-    torch.library.register_autograd(
-        f"{_NAMESPACE}::step_kl_forward", _differentiate, setup_context=_setup_context, lib=library
-    )
-    torch.library.register_autograd(f"{_NAMESPACE}::step_kl_backward", _refuse_double_backward, lib=library)
-    return library
-
-
-# Op names are global to the process, and dropping the library would remove them: keep it, register it once.
-if not hasattr(getattr(torch.ops, _NAMESPACE), "step_kl_forward"):
-    _LIBRARY = _register()
+register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate, _setup_context)
+register(Op(_BACKWARD, _run_backward, _fake_backward), refuse_double_backward("step_kl"))
 
 step_kl_forward = torch.ops.sod_kernels.step_kl_forward
 step_kl_backward = torch.ops.sod_kernels.step_kl_backward

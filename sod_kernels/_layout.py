@@ -102,3 +102,15 @@ def _row_of_steps(function: str, ids: Tensor, num_steps: int) -> Tensor:
     last = table.scatter_reduce(0, bins, rows, "amax")[:-1]
     arguments.check_rows_of_steps(function, ids, last)
     return last
+
+
+def with_unit_stride(logits: Tensor) -> Tensor:
+    """Copy logits whose vocabulary is not contiguous, which the sweeps need; leave all others alone.
+
+    Args:
+        logits: (..., V).
+
+    Returns:
+        (..., V) with last stride 1.
+    """
+    return logits if logits.stride(-1) == 1 else logits.contiguous()

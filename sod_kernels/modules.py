@@ -1,14 +1,19 @@
-"""`step_kl` as a module that holds the options."""
+"""`step_kl` and its relatives as modules that hold the options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sod_kernels._checks import arguments, values, weightings
-from sod_kernels.functional import step_kl
+from sod_kernels import _categories
+from sod_kernels._checks import arguments, shards, values, weightings
+from sod_kernels.functional import step_kl, topk_step_kl
 from sod_kernels.types import StepKLOutput, StepStatistics
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _DEFAULTS = {
     "divergence": "reverse_kl",
@@ -19,14 +24,44 @@ _DEFAULTS = {
     "step_divergence": "kl",
     "weighting": None,
     "reduction": "token_mean",
+    "process_group": None,
     "backend": "auto",
+    "tail": "bucket",
 }
 
 
-class StepKLLoss(nn.Module):
+class _OptionsModule(nn.Module):
+    """Check options when a module is made, keep them, show those that are not the defaults."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        name = type(self).__name__
+        kind, _ = arguments.check_divergence(
+            name, options["divergence"], options["beta"], options["temperature"], options["min_log_prob"]
+        )
+        arguments.check_options(name, options["step_divergence"], options["reduction"], options["backend"])
+        weightings.check_weighting(name, options["weighting"], may_be_tensor=False)
+        if options["vocab_size"] is not None:
+            values.check_count(name, "vocab_size", options["vocab_size"], at_least=1)
+        if options.get("process_group") is not None:
+            shards.check_group(name, options["process_group"])
+            shards.check_can_shard(name, kind, options["min_log_prob"])
+        self.options = options
+
+    def extra_repr(self) -> str:
+        """Show the options that differ from their defaults.
+
+        Returns:
+            Such as "divergence='jsd', beta=0.3".
+        """
+        shown = (pair for pair in self.options.items() if pair[1] != _DEFAULTS[pair[0]])
+        return ", ".join(f"{name}={value!r}" for name, value in shown)
+
+
+class StepKLLoss(_OptionsModule):
     """Hold the options of `step_kl`; the batch is the argument.
 
-    It has no parameters. The options are checked when it is made and shown by `print`.
+    It has no parameters. The options are checked when it is made, kept in `options` and shown by `print`.
     """
 
     def __init__(
@@ -40,6 +75,7 @@ class StepKLLoss(nn.Module):
         step_divergence: str = "kl",
         weighting: Callable[[StepStatistics], Tensor] | None = None,
         reduction: str = "token_mean",
+        process_group: ProcessGroup | None = None,
         backend: str = "auto",
     ) -> None:
         """Take the options; each means what it does in `step_kl`.
@@ -54,28 +90,27 @@ class StepKLLoss(nn.Module):
             weighting: None, `SodWeighting`, `TurnWeighting` or a function; a tensor of weights fits one batch
                 only.
             reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            process_group: Of vocabulary-parallel logits, or None.
             backend: "auto", "reference", "native" or "triton".
 
         Raises:
             TypeError: If an option has the wrong type.
             ValueError: If an option has a wrong value.
         """
-        super().__init__()
-        name = type(self).__name__
-        arguments.check_divergence(name, divergence, beta, temperature, min_log_prob)
-        arguments.check_options(name, step_divergence, reduction, backend)
-        weightings.check_weighting(name, weighting, may_be_tensor=False)
-        if vocab_size is not None:
-            values.check_count(name, "vocab_size", vocab_size, at_least=1)
-        self.divergence = divergence
-        self.beta = beta
-        self.temperature = temperature
-        self.vocab_size = vocab_size
-        self.min_log_prob = min_log_prob
-        self.step_divergence = step_divergence
-        self.weighting = weighting
-        self.reduction = reduction
-        self.backend = backend
+        super().__init__(
+            {
+                "divergence": divergence,
+                "beta": beta,
+                "temperature": temperature,
+                "vocab_size": vocab_size,
+                "min_log_prob": min_log_prob,
+                "step_divergence": step_divergence,
+                "weighting": weighting,
+                "reduction": reduction,
+                "process_group": process_group,
+                "backend": backend,
+            }
+        )
 
     def forward(
         self,
@@ -117,24 +152,107 @@ class StepKLLoss(nn.Module):
             reference_logits=reference_logits,
             step_trajectory=step_trajectory,
             num_steps=num_steps,
-            divergence=self.divergence,
-            beta=self.beta,
-            temperature=self.temperature,
-            vocab_size=self.vocab_size,
-            min_log_prob=self.min_log_prob,
-            step_divergence=self.step_divergence,
-            weighting=self.weighting,
             token_weights=token_weights,
-            reduction=self.reduction,
             denominator=denominator,
-            backend=self.backend,
+            **self.options,
         )
 
-    def extra_repr(self) -> str:
-        """Show the options that differ from their defaults.
+
+class TopKStepKLLoss(_OptionsModule):
+    """Hold the options of `topk_step_kl`; the batch is the argument.
+
+    It has no parameters. The options are checked when it is made, kept in `options` and shown by `print`.
+    """
+
+    def __init__(
+        self,
+        *,
+        tail: str = "bucket",
+        divergence: str = "reverse_kl",
+        beta: float | None = None,
+        temperature: float = 1.0,
+        vocab_size: int | None = None,
+        min_log_prob: float | None = None,
+        step_divergence: str = "kl",
+        weighting: Callable[[StepStatistics], Tensor] | None = None,
+        reduction: str = "token_mean",
+        backend: str = "auto",
+    ) -> None:
+        """Take the options; each means what it does in `topk_step_kl`.
+
+        Args:
+            tail: "bucket", "renormalise" or "drop".
+            divergence: "reverse_kl", "forward_kl" or "jsd".
+            beta: Weight of the teacher in [0, 1], for "jsd" only; None means 0.5.
+            temperature: Divides the student's logits, above 0.
+            vocab_size: Valid columns of the student; None for every one.
+            min_log_prob: Floor in nats under the log-probabilities that a KL divides by, or None.
+            step_divergence: "kl" or "abs_log_ratio".
+            weighting: As in `StepKLLoss`.
+            reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            backend: "auto", "reference", "native" or "triton".
+
+        Raises:
+            TypeError: If an option has the wrong type.
+            ValueError: If an option has a wrong value.
+        """
+        values.check_choice(type(self).__name__, "tail", tail, _categories.TAILS)
+        super().__init__(
+            {
+                "tail": tail,
+                "divergence": divergence,
+                "beta": beta,
+                "temperature": temperature,
+                "vocab_size": vocab_size,
+                "min_log_prob": min_log_prob,
+                "step_divergence": step_divergence,
+                "weighting": weighting,
+                "reduction": reduction,
+                "backend": backend,
+            }
+        )
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_log_probs: Tensor,
+        teacher_ids: Tensor,
+        step_ids: Tensor | None = None,
+        *,
+        response_mask: Tensor | None = None,
+        sampled_ids: Tensor | None = None,
+        step_trajectory: Tensor | None = None,
+        num_steps: int | None = None,
+        token_weights: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> StepKLOutput:
+        """Compute the loss of one batch; see `topk_step_kl`.
+
+        Args:
+            student_logits: (N, V) or (B, T, V).
+            teacher_log_probs: (N, K) or (B, T, K).
+            teacher_ids: Same shape, negative where absent.
+            step_ids: Step of each token, -1 in no step.
+            response_mask: 0 and 1 in place of step ids.
+            sampled_ids: Token sampled at each position.
+            step_trajectory: (S,) trajectory of each step.
+            num_steps: S.
+            token_weights: Weight of each token.
+            denominator: In place of the last division of a mean.
 
         Returns:
-            Such as "divergence='jsd', beta=0.3".
+            Loss, token and step statistics.
         """
-        shown = ((name, getattr(self, name)) for name in _DEFAULTS)
-        return ", ".join(f"{name}={value!r}" for name, value in shown if value != _DEFAULTS[name])
+        return topk_step_kl(
+            student_logits,
+            teacher_log_probs,
+            teacher_ids,
+            step_ids,
+            response_mask=response_mask,
+            sampled_ids=sampled_ids,
+            step_trajectory=step_trajectory,
+            num_steps=num_steps,
+            token_weights=token_weights,
+            denominator=denominator,
+            **self.options,
+        )

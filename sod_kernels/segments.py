@@ -74,6 +74,32 @@ def segment_sums(values: Tensor, segment_ids: Tensor, num_segments: int) -> Tens
     return _sums_and_counts(values, segment_ids, num_segments)[0]
 
 
+def step_sums(
+    token_kl: Tensor,
+    student_entropy: Tensor,
+    log_probs: tuple[Tensor, Tensor] | None,
+    step_ids: Tensor,
+    num_steps: int,
+) -> Tensor:
+    """Sum the reported token values of each step, as `TokenStats.step_sums` has them.
+
+    Args:
+        token_kl: Any leading shape, like every tensor here.
+        student_entropy: Entropy of the student.
+        log_probs: Of the sampled ids, the student's and the teacher's; None without.
+        step_ids: -1 in no step.
+        num_steps: Number of steps S.
+
+    Returns:
+        (S, 5) float64, in an order that does not depend on threads.
+    """
+    zeros = torch.zeros_like(token_kl)
+    student, teacher = (zeros, zeros) if log_probs is None else log_probs
+    columns = (torch.ones_like(zeros), token_kl, (student - teacher).abs(), -student, student_entropy)
+    ids = step_ids.flatten()
+    return torch.stack([segment_sums(column.detach().flatten(), ids, num_steps) for column in columns], -1)
+
+
 def _sums_and_counts(values: Tensor, ids: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
         sums = _scatter_sums(values, ids, num_segments)

@@ -37,7 +37,9 @@ class TokenInputs(NamedTuple):
         reference_logits: (B, T, >= vocab_size) of the frozen reference policy, same dtype and device, last
             stride 1; None without.
         step_ids: (B, T) int64, contiguous, -1 in no step.
-        sampled_ids: (B, T) int64, contiguous, read at rows in a step only; None without.
+        sampled_ids: (B, T) int64, contiguous, read at rows in a step only; None without. For the backward
+            sweep a negative id there is a token of another shard of the vocabulary: its log-probability
+            counts, but none of these columns is it.
     """
 
     student_logits: Tensor
@@ -51,7 +53,8 @@ class RowState(IntEnum):
     """Columns of `TokenStats.row_state`: what the backward sweep and a merge of vocabulary shards need.
 
     In float64 whatever the logits' dtype, so that the backward sweep subtracts exactly what the forward sweep
-    measured. For logits over temperature:
+    measured. For logits over temperature; a log-sum-exp is -inf where all columns are, as those of one shard
+    of the vocabulary may be:
 
     Attributes:
         STUDENT_LSE: Log-sum-exp of the student.
@@ -167,6 +170,8 @@ class Backend(Protocol):
         out: Tensor | None = None,
     ) -> Tensor:
         """Run the backward sweep with the forward's row state; the gradient of the student's logits.
+
+        The logits may be a shard of the columns and the row state that of the whole rows, merged.
 
         `out` takes the gradient, contiguous, in place of a fresh tensor; it may be the student's logits.
         """

@@ -27,7 +27,7 @@ BACKENDS = ("auto", "reference", "native", "triton")
 
 
 def check_logits(function: str, student_logits: Any, others: dict[str, Any], vocab_size: int | None) -> int:
-    """Check the student's logits and those they are compared with.
+    """Check the student's logits and those they are compared with, if any.
 
     Args:
         function: Name for the message.
@@ -63,6 +63,10 @@ def check_logits(function: str, student_logits: Any, others: dict[str, Any], voc
                 "padding."
             )
     check_count(function, "vocab_size", size, at_least=1)
+    if not others and size > width:
+        raise ValueError(
+            f"{function}: vocab_size={size}; wanted at most {width}, the columns of student_logits."
+        )
     for name, logits in others.items():
         if size > min(width, logits.shape[-1]):
             raise ValueError(

@@ -2,5 +2,6 @@
 
 from sod_kernels.functional.hidden import linear_step_kl
 from sod_kernels.functional.logits import step_kl
+from sod_kernels.functional.topk import topk_step_kl
 
-__all__ = ["linear_step_kl", "step_kl"]
+__all__ = ["linear_step_kl", "step_kl", "topk_step_kl"]

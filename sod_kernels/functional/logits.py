@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from sod_kernels import _autograd, _dispatch
-from sod_kernels._checks import arguments, weightings
-from sod_kernels._layout import resolve_layout
-from sod_kernels._reduction import reduce_loss, reference_weights, step_weights
-from sod_kernels.functional.output import make_output, step_statistics
+from sod_kernels import _autograd, _dispatch, _parallel
+from sod_kernels._checks import arguments, shards, weightings
+from sod_kernels._layout import resolve_layout, with_unit_stride
+from sod_kernels.functional.output import finish
 from sod_kernels.types import DivergenceSpec, StepKLOutput, StepStatistics, TokenInputs, TokenStats
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _NAME = "step_kl"
 _FORWARD = _autograd.step_kl_forward
+_SHARDED_FORWARD = _parallel.step_kl_sharded_forward
 
 
 def step_kl(
@@ -38,6 +41,7 @@ def step_kl(
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> StepKLOutput:
     r"""Compute a divergence of student and teacher per token, weighted by step, and its statistics per step.
@@ -91,6 +95,11 @@ def step_kl(
             trajectory, then mean over trajectories with tokens). Weights do not change the counts.
         denominator: Number or scalar tensor in place of the last division of a mean, for gradient
             accumulation and data parallelism. None: the batch's own.
+        process_group: For vocabulary-parallel logits: ranks that hold the same rows and equal shards of the
+            columns, rank r those from r V / R on. Everything but the logits is the same on every rank, and
+            so is everything in the output; `vocab_size` and `sampled_ids` count in the whole vocabulary. Ten
+            numbers per token are exchanged forward and nothing backward, so each rank must go back with the
+            same upstream gradients. Not for "jsd" and `min_log_prob`.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -107,8 +116,10 @@ def step_kl(
     others = {"teacher_logits": teacher_logits}
     if reference_logits is not None:
         others["reference_logits"] = reference_logits
-    width = arguments.check_logits(_NAME, student_logits, others, vocab_size)
+    shard = _shard(student_logits, others, vocab_size, process_group)
     kind, weight = arguments.check_divergence(_NAME, divergence, beta, temperature, min_log_prob)
+    if shard.group is not None:
+        shards.check_can_shard(_NAME, kind, min_log_prob)
     arguments.check_options(_NAME, step_divergence, reduction, backend)
     weightings.check_weighting(_NAME, weighting, may_be_tensor=True)
     layout = resolve_layout(
@@ -121,51 +132,69 @@ def step_kl(
         weighting=weighting,
     )
     ids = layout.step_ids
-    arguments.check_sampled_ids(_NAME, sampled_ids, ids, vocab_size=width, step_divergence=step_divergence)
+    arguments.check_sampled_ids(
+        _NAME, sampled_ids, ids, vocab_size=shard.vocab_size, step_divergence=step_divergence
+    )
     arguments.check_loss_arguments(_NAME, token_weights, denominator, reduction=reduction, like=ids)
     backend_name = _dispatch.resolve(backend, student_logits.device.type, student_logits.dtype)
     spec = DivergenceSpec(
-        divergence=kind, beta=weight, temperature=temperature, vocab_size=width, min_log_prob=min_log_prob
+        divergence=kind,
+        beta=weight,
+        temperature=temperature,
+        vocab_size=shard.width,
+        min_log_prob=min_log_prob,
     )
-    inputs = TokenInputs(student_logits, teacher_logits, reference_logits, ids, sampled_ids)
-    stats = _sweep(inputs, layout.num_steps, spec, backend_name)
-    has_sampled, has_reference = sampled_ids is not None, reference_logits is not None
-    statistics = step_statistics(stats, layout.trajectory, step_divergence, has_sampled=has_sampled)
-    weights = step_weights(_NAME, weighting, statistics)
-    terms = [(stats.token_kl, weights)]
-    if has_reference:
-        terms.append((stats.token_reference_kl, reference_weights(weights)))
-    loss = reduce_loss(
-        terms, ids, statistics, token_weights=token_weights, reduction=reduction, denominator=denominator
-    )
-    return make_output(
-        loss,
+    sampled = None if sampled_ids is None else _parallel.local_ids(sampled_ids, shard)
+    inputs = TokenInputs(student_logits, teacher_logits, reference_logits, ids, sampled)
+    stats = _sweep(inputs, layout.num_steps, spec, backend_name, shard.group)
+    return finish(
+        _NAME,
         stats,
-        statistics,
-        weights,
-        backend_name,
-        has_sampled=has_sampled,
-        has_reference=has_reference,
+        layout,
+        has_sampled=sampled_ids is not None,
+        has_reference=reference_logits is not None,
+        step_divergence=step_divergence,
+        weighting=weighting,
+        token_weights=token_weights,
+        reduction=reduction,
+        denominator=denominator,
+        backend=backend_name,
     )
 
 
-def _sweep(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec, backend: str) -> TokenStats:
+def _shard(
+    student_logits: Tensor,
+    others: dict[str, Tensor],
+    vocab_size: int | None,
+    process_group: ProcessGroup | None,
+) -> _parallel.Shard:
+    """Check the logits; without a process group this process holds all columns."""
+    if process_group is None:
+        width = arguments.check_logits(_NAME, student_logits, others, vocab_size)
+        return _parallel.Shard(first=0, width=width, vocab_size=width, group=None)
+    arguments.check_logits(_NAME, student_logits, others, 1)
+    return _parallel.resolve_shard(_NAME, student_logits, others, vocab_size, process_group)
+
+
+def _sweep(
+    inputs: TokenInputs, num_steps: int, spec: DivergenceSpec, backend: str, group: str | None
+) -> TokenStats:
     """Run the forward op, which takes (B, T, V): packed tokens go in as one row and come out as they were."""
-    is_packed = inputs.student_logits.dim() == 2
+    is_packed = inputs.step_ids.dim() == 1
 
     def batched(tensor: Tensor) -> Tensor:
         return tensor.unsqueeze(0) if is_packed else tensor
 
     def dense(logits: Tensor) -> Tensor:
-        return batched(logits if logits.stride(-1) == 1 else logits.contiguous())
+        return batched(with_unit_stride(logits))
 
     reference, sampled = inputs.reference_logits, inputs.sampled_ids
-    outputs = _FORWARD(
+    tensors_and_options = (
         dense(inputs.student_logits),
         dense(inputs.teacher_logits.detach()),
         None if reference is None else dense(reference.detach()),
         batched(inputs.step_ids),
-        None if sampled is None else batched(sampled.detach().to(torch.int64).contiguous()),
+        None if sampled is None else batched(sampled.contiguous()),
         num_steps,
         spec.divergence,
         float(spec.beta),
@@ -173,6 +202,9 @@ def _sweep(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec, backend: s
         spec.vocab_size,
         None if spec.min_log_prob is None else float(spec.min_log_prob),
         backend,
+    )
+    outputs = (
+        _FORWARD(*tensors_and_options) if group is None else _SHARDED_FORWARD(*tensors_and_options, group)
     )
     if is_packed:
         outputs = (*(each.squeeze(0) for each in outputs[:-1]), outputs[-1])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sod_kernels.reference.log_probs import log_probs_backward, log_probs_forward
 from sod_kernels.reference.rows import blocks, mean
-from sod_kernels.segments import segment_sums
+from sod_kernels.segments import step_sums
 from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
 __all__ = ["availability", "backward", "forward", "log_probs_backward", "log_probs_forward"]
@@ -94,16 +94,31 @@ class _Block(NamedTuple):
     column: Tensor | None
 
 
-def _read_block(inputs: TokenInputs, block: tuple[slice, slice], spec: DivergenceSpec) -> _Block:
+def _read_block(
+    inputs: TokenInputs, block: tuple[slice, slice], spec: DivergenceSpec, state: Tensor | None = None
+) -> _Block:
+    """Read a block; with a row state over the rows that it describes, of which the logits may be a shard."""
+    reference = inputs.reference_logits
     s = _scaled(inputs.student_logits[block], spec)
     t = _scaled(inputs.teacher_logits[block], spec)
-    r = None if inputs.reference_logits is None else _scaled(inputs.reference_logits[block], spec)
-    rows = _Rows(s.log_softmax(-1), t.log_softmax(-1), None if r is None else r.log_softmax(-1))
+    r = None if reference is None else _scaled(reference[block], spec)
+    lses = (s.logsumexp(-1), t.logsumexp(-1), None if r is None else r.logsumexp(-1))
+    log_p, log_q, log_r = s.log_softmax(-1), t.log_softmax(-1), None if r is None else r.log_softmax(-1)
+    if state is not None:
+        log_p = _over_whole_row(log_p, s, lses[0], state[..., RowState.STUDENT_LSE])
+        log_q = _over_whole_row(log_q, t, lses[1], state[..., RowState.TEACHER_LSE])
+        if log_r is not None and r is not None and lses[2] is not None:
+            log_r = _over_whole_row(log_r, r, lses[2], state[..., RowState.REFERENCE_LSE])
     is_active = inputs.step_ids[block] >= 0
     ids = inputs.sampled_ids
     column = None if ids is None else torch.where(is_active, ids[block], 0)[..., None]
-    lses = (s.logsumexp(-1), t.logsumexp(-1), None if r is None else r.logsumexp(-1))
-    return _Block(rows, lses, is_active, column)
+    return _Block(_Rows(log_p, log_q, log_r), lses, is_active, column)
+
+
+def _over_whole_row(log_probs: Tensor, scaled: Tensor, own_lse: Tensor, lse: Tensor) -> Tensor:
+    """Log-probabilities of a shard's columns in the whole row; the very same where the shard is the row."""
+    is_excluded = (scaled == -torch.inf) & (lse > -torch.inf)[..., None]
+    return torch.where(is_excluded, -torch.inf, log_probs + (own_lse - lse)[..., None])
 
 
 def forward(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenStats:
@@ -154,7 +169,6 @@ def _token_stats(exact: Tensor, inputs: TokenInputs, num_steps: int) -> TokenSta
     # A tensor each: outputs of a custom op must not share memory.
     no_reference, no_ids, no_teacher_ids = (token_kl.new_empty(0) for _ in range(3))
     has_sampled = inputs.sampled_ids is not None
-    tokens = (token_kl, log_probs, teacher_log_probs, entropy)
     return TokenStats(
         token_kl=token_kl,
         token_reference_kl=no_reference if inputs.reference_logits is None else reference_kl,
@@ -162,19 +176,14 @@ def _token_stats(exact: Tensor, inputs: TokenInputs, num_steps: int) -> TokenSta
         teacher_log_probs=teacher_log_probs if has_sampled else no_teacher_ids,
         student_entropy=entropy,
         row_state=exact[2:].movedim(0, -1).contiguous(),
-        step_sums=_step_sums(tokens, inputs.step_ids, has_sampled, num_steps),
+        step_sums=step_sums(
+            token_kl,
+            entropy,
+            (log_probs, teacher_log_probs) if has_sampled else None,
+            inputs.step_ids,
+            num_steps,
+        ),
     )
-
-
-def _step_sums(
-    tokens: tuple[Tensor, Tensor, Tensor, Tensor], step_ids: Tensor, has_sampled: bool, num_steps: int
-) -> Tensor:
-    token_kl, log_probs, teacher_log_probs, entropy = tokens
-    zeros = torch.zeros_like(token_kl)
-    gap = (log_probs - teacher_log_probs).abs() if has_sampled else zeros
-    columns = (torch.ones_like(token_kl), token_kl, gap, -log_probs, entropy)
-    ids = step_ids.flatten()
-    return torch.stack([segment_sums(column.flatten(), ids, num_steps) for column in columns], dim=-1)
 
 
 def backward(
@@ -190,7 +199,7 @@ def backward(
     Args:
         upstream: Gradients of the differentiable outputs.
         inputs: As in `forward`.
-        row_state: Not read: the truth is computed anew.
+        row_state: Of the whole rows, of which the logits may be a shard.
         spec: As in `forward`.
         out: Takes the gradient; may be the student's logits. None for a fresh tensor.
 
@@ -201,42 +210,44 @@ def backward(
     grad = torch.empty(student.shape, dtype=student.dtype, device=student.device) if out is None else out
     step_ids = inputs.step_ids
     for block in blocks((step_ids.shape[0], step_ids.shape[1]), spec.vocab_size):
-        rows, _, is_active, column = _read_block(inputs, block, spec)
+        state = row_state[block]
+        rows, _, is_active, column = _read_block(inputs, block, spec, state)
 
         def of_block(gradient: Tensor, block: tuple[slice, slice] = block) -> Tensor:
             return gradient[block].double()[..., None]
 
-        total = _kl_gradient(rows, spec) * of_block(upstream.token_kl)
-        total = total + _entropy_gradient(rows) * of_block(upstream.student_entropy)
+        total = _kl_gradient(rows, state, spec) * of_block(upstream.token_kl)
+        total = total + _entropy_gradient(rows, state) * of_block(upstream.student_entropy)
         if rows.log_r is not None:
             score = _reference_score(rows.log_p, rows.log_r, spec)
-            total = total + _mean_gradient(rows.log_p, score) * of_block(upstream.token_reference_kl)
+            kl = state[..., RowState.REFERENCE_KL, None]
+            total = total + _mean_gradient(rows.log_p, score, kl, kl) * of_block(upstream.token_reference_kl)
         if column is not None:
             weight = of_block(upstream.student_log_probs)
-            total = (total - weight * rows.log_p.exp()).scatter_add(-1, column, weight)
+            here = torch.where(column >= 0, weight, 0.0)
+            total = (total - weight * rows.log_p.exp()).scatter_add(-1, column.clamp(min=0), here)
         total = torch.where(is_active[..., None], total / spec.temperature, 0.0)
         grad[(*block, slice(0, spec.vocab_size))] = total.to(grad.dtype)
     grad[..., spec.vocab_size :] = 0
     return grad
 
 
-def _mean_gradient(log_p: Tensor, score: Tensor) -> Tensor:
+def _mean_gradient(log_p: Tensor, score: Tensor, mean_score: Tensor, kl: Tensor) -> Tensor:
     """Gradient p (f - E_p f) of a KL with respect to s; 0 all over a row whose KL is +inf."""
-    kl = mean(log_p, score)[..., None]
-    gradient = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (score - kl))
+    gradient = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (score - mean_score))
     return torch.where(kl == torch.inf, 0.0, gradient)
 
 
-def _kl_gradient(rows: _Rows, spec: DivergenceSpec) -> Tensor:
+def _kl_gradient(rows: _Rows, state: Tensor, spec: DivergenceSpec) -> Tensor:
     """Gradient of the divergence with respect to s; 0 all over a row whose divergence is +inf."""
+    value, aux = state[..., RowState.DIVERGENCE, None], state[..., RowState.AUX, None]
     if spec.divergence != "forward_kl":
-        return _mean_gradient(rows.log_p, _student_score(rows, spec))
-    value, mass = _divergence(rows, spec)
-    gradient = mass[..., None] * rows.log_p.exp() - rows.log_q.exp() * _above_floor(rows.log_p, spec)
-    return torch.where(value[..., None] == torch.inf, 0.0, gradient)
+        return _mean_gradient(rows.log_p, _student_score(rows, spec), aux, value)
+    gradient = aux * rows.log_p.exp() - rows.log_q.exp() * _above_floor(rows.log_p, spec)
+    return torch.where(value == torch.inf, 0.0, gradient)
 
 
-def _entropy_gradient(rows: _Rows) -> Tensor:
+def _entropy_gradient(rows: _Rows, state: Tensor) -> Tensor:
     """Gradient of H = -sum p log p with respect to s: -p (log p + H)."""
-    entropy = -mean(rows.log_p, rows.log_p)[..., None]
+    entropy = state[..., RowState.STUDENT_ENTROPY, None]
     return torch.where(rows.log_p == -torch.inf, 0.0, -rows.log_p.exp() * (rows.log_p + entropy))

@@ -153,7 +153,19 @@ def _check_form(stats: TokenStats, grad: Tensor, case: StepKLCase) -> None:
     require(taken.isdisjoint(outputs), "an output shares memory with an input.")
 
 
-def _check_accuracy(stats: TokenStats, grad: Tensor, case: StepKLCase, exact: Truth, plain: Truth) -> None:
+def check_accuracy(stats: TokenStats, grad: Tensor, case: StepKLCase, exact: Truth, plain: Truth) -> None:
+    """Check every token output, the row state and the gradient.
+
+    Args:
+        stats: Of the forward sweep under test.
+        grad: Of the backward sweep under test.
+        case: That was run.
+        exact: The truth.
+        plain: The yardstick.
+
+    Raises:
+        AssertionError: At the first that is off.
+    """
     dtype = case.student_logits.dtype
     is_number = ~(exact.token_kl.isnan() | exact.token_reference_kl.isnan())
     is_finite = is_number & exact.token_kl.isfinite()
@@ -175,8 +187,16 @@ def _check_accuracy(stats: TokenStats, grad: Tensor, case: StepKLCase, exact: Tr
     compare("gradient", grad, exact.grad_student_logits, plain.grad_student_logits, is_number[..., None])
 
 
-def _check_step_sums(stats: TokenStats, case: StepKLCase) -> None:
-    """Sums must be those of the reported token values, accumulated in float64."""
+def check_step_sums(stats: TokenStats, case: StepKLCase) -> None:
+    """Check that the sums are those of the reported token values, accumulated in float64.
+
+    Args:
+        stats: Of the forward sweep under test.
+        case: That was run.
+
+    Raises:
+        AssertionError: If they are not.
+    """
     active = case.step_ids >= 0
     zeros = torch.zeros_like(stats.token_kl)
     has_sampled = case.sampled_ids is not None
@@ -212,8 +232,8 @@ def check_backend_forward_backward(backend: Backend, case: StepKLCase) -> None:
     for first, second in zip(before, case.clone_tensors(), strict=True):
         require(is_same(first, second), f"{case.name}: an input was changed.")
     _check_form(stats, grad, case)
-    _check_accuracy(stats, grad, case, truth(case), plain_torch(case))
-    _check_step_sums(stats, case)
+    check_accuracy(stats, grad, case, truth(case), plain_torch(case))
+    check_step_sums(stats, case)
     in_place = case.student_logits.clone(memory_format=torch.contiguous_format)
     inputs = case.inputs._replace(student_logits=in_place)
     backend.backward(case.upstream, inputs, stats.row_state, case.spec, out=in_place)

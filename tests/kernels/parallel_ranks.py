@@ -1,0 +1,114 @@
+"""What each rank of the tests of `process_group=` runs; imported by processes of their own."""
+
+import torch
+from torch import distributed as dist
+
+from sod_kernels import SodWeighting, step_kl
+
+MASK = torch.tensor([[0, 1, 1, 0, 1, 1, 1], [1, 1, 0, 0, 1, 0, 1]])
+COLUMNS = 12
+GRADIENT = "gradient"
+OUTPUTS = (
+    "loss",
+    "token_kl",
+    "token_reference_kl",
+    "student_entropy",
+    "student_log_probs",
+    "teacher_log_probs",
+    "step_divergence",
+    "step_weights",
+    "step_tokens",
+)
+SCENARIOS = {
+    f"{name}-{divergence}-{str(dtype).removeprefix('torch.')}": (name, divergence, dtype)
+    for name in ("plain", "padded", "mostly_padding", "excluded_shard", "infinite", "packed")
+    for divergence in ("reverse_kl", "forward_kl")
+    for dtype in (torch.float64, torch.float32)
+}
+
+
+def make_batch(name, dtype):
+    """Whole logits and the other arguments; 12 columns, which 2, 3 and 4 ranks share evenly."""
+    generator = torch.Generator().manual_seed(4)
+    student, teacher, reference = (
+        2.0 * torch.randn(3, 2, 7, COLUMNS, generator=generator, dtype=torch.float64)
+    ).to(dtype)
+    options = {"response_mask": MASK, "weighting": SodWeighting(), "reduction": "step_mean"}
+    # Tokens of every shard are sampled.
+    options["sampled_ids"] = torch.arange(14).view(2, 7) % COLUMNS
+    if name in ("padded", "mostly_padding"):
+        options["vocab_size"] = 10 if name == "padded" else 2
+        options["sampled_ids"] = options["sampled_ids"] % options["vocab_size"]
+        for logits in (student, teacher, reference):
+            logits[..., options["vocab_size"] :] = torch.nan
+    if name == "excluded_shard":
+        for logits in (student, teacher, reference):
+            logits[..., 6:] = -torch.inf
+        options["sampled_ids"] = options["sampled_ids"] % 6
+        options["temperature"] = 1.7
+    if name == "infinite":
+        # Row 4 of each: one side excludes a whole shard where the other has mass.
+        teacher[:, 4, 6:] = student[1, 1, :6] = -torch.inf
+        options["sampled_ids"] = torch.full((2, 7), 9)
+        options["step_divergence"] = "kl"
+    if name == "packed":
+        options = {"step_ids": torch.tensor([0, 0, 1, -1, 1, 2, 3]), "sampled_ids": torch.arange(7)}
+        options["weighting"] = torch.tensor([0.4, 1.0, 0.0, 2.0], dtype=torch.float64)
+        student, teacher, reference = student[0], teacher[0], reference[0]
+    return student, teacher, reference, options
+
+
+def run(name, divergence, dtype, cut, group):
+    """Outputs and the gradient of an objective that uses all of them, of the columns that `cut` keeps."""
+    student, teacher, reference, options = make_batch(name, dtype)
+    student = cut(student).clone().requires_grad_()
+    out = step_kl(
+        student,
+        cut(teacher),
+        reference_logits=cut(reference),
+        divergence=divergence,
+        process_group=group,
+        backend="reference",
+        **options,
+    )
+    weights = torch.linspace(0.5, 1.5, 7, dtype=out.token_kl.dtype)
+    finite = torch.where(out.token_kl.isfinite(), out.token_kl, 0.0)
+    objective = torch.where(out.loss.isfinite(), out.loss, 0.0) + (weights * finite).sum()
+    objective = objective + (weights * out.student_log_probs).square().sum() * 0.1
+    objective = objective - 0.3 * (weights * out.student_entropy).sum()
+    reference_kl = torch.where(out.token_reference_kl.isfinite(), out.token_reference_kl, 0.0)
+    (gradient,) = torch.autograd.grad(objective + reference_kl.sum(), student)
+    return {GRADIENT: gradient, **{field: getattr(out, field).detach() for field in OUTPUTS}}
+
+
+def _message(call):
+    try:
+        call()
+    except (ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def work(rank, world_size, folder):
+    """Run every scenario as one rank and leave the results in the folder."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
+    try:
+        group = dist.group.WORLD
+        width = COLUMNS // world_size
+
+        def cut(logits):
+            return logits[..., rank * width : (rank + 1) * width]
+
+        results = {key: run(*scenario, cut, group) for key, scenario in SCENARIOS.items()}
+        odd = torch.zeros(2, 3, 4 + (rank == 1))
+        results["unequal widths"] = _message(lambda: step_kl(odd, odd, process_group=group))
+        odd = torch.zeros(2 + (rank == 1), 4)
+        results["unequal rows"] = _message(lambda: step_kl(odd, odd, process_group=group))
+        alone = dist.new_group([0])
+        results["not a member"] = _message(lambda: step_kl(odd, odd, process_group=alone))
+        torch.save(results, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
