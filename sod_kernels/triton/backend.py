@@ -17,7 +17,16 @@ from sod_kernels.triton.config import (
     num_splits,
     vector_width,
 )
-from sod_kernels.triton.launch import availability, config_for, float64_arguments, launch, strides, sweep_meta
+from sod_kernels.triton.launch import (
+    availability,
+    config_for,
+    first_measures,
+    float64_arguments,
+    launch,
+    needs_second_sweep,
+    strides,
+    sweep_meta,
+)
 from sod_kernels.triton.log_probs import log_probs_backward, log_probs_forward
 from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
@@ -45,20 +54,21 @@ def _sweeps(
     state = torch.empty((rows, sides, 3, splits), dtype=dtype, device=step_ids.device)
     meta = sweep_meta(config, spec.vocab_size, vector_width(student.dtype), splits)
     has_floor = spec.min_log_prob is not None
-    # Jensen-Shannon and a floor need the log-sum-exps before the first term.
-    needs_second = has_floor or spec.divergence == "jsd"
+    measure, of_reference = first_measures(
+        spec.divergence, has_floor=has_floor, has_reference=reference is not None
+    )
     launch(
         first_sweep_kernel,
         rows * splits,
         *(student, teacher, reference, step_ids, state, step_ids.shape[1]),
         *strides(student, teacher, reference),
         *_inverse_temperature(spec),
-        MEASURE="none" if needs_second else spec.divergence,
-        REFERENCE_MEASURE="none" if has_floor or reference is None else "reverse_kl",
+        MEASURE=measure,
+        REFERENCE_MEASURE=of_reference,
         num_warps=config.num_warps,
         **meta,
     )
-    if not needs_second:
+    if not needs_second_sweep(spec.divergence, has_floor=has_floor):
         return state, None
     partial = torch.empty((rows, 3, splits), dtype=dtype, device=step_ids.device)
     again = reference if has_floor else None

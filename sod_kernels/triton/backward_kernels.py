@@ -61,7 +61,7 @@ def load_target_scalars(
 
 @triton.jit
 def centred_ratio(bits_s, bits_t, log_p, centre, ceiling, HAS_FLOOR: tl.constexpr):
-    """log p - log q less its mean, where `centre` holds the mean and what both bases lack.
+    """Log p - log q less its mean, where `centre` holds the mean and what both bases lack.
 
     With a floor, log p - max(log q, floor) is the smaller of log p - log q and log p - floor; `ceiling` is
     the floor plus the mean. Without one, mass where the target has none makes the row infinite, and then its
@@ -135,8 +135,8 @@ def backward_kernel(
     Computes: (p * (g_kl (f - E_p f) + g_reference (log p - log r - KL) - g_entropy (log p + H) - g_log_prob)
     + g_log_prob * onehot) / temperature, f the divergence's, in one walk that reads each row once and writes
     the gradient. Without a teacher only the last terms are left. Needs only the row state besides. Never
-    builds: probabilities or one-hot rows. Columns at and beyond VOCAB and rows in no step are written as zeros
-    without a read.
+    builds: probabilities or one-hot rows. Columns at and beyond VOCAB and rows in no step are written as
+    zeros without a read.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     row = program // SPLITS
@@ -199,7 +199,7 @@ def backward_kernel(
             offs_v = (i * SPLITS + split) * BLOCK + offs_block
             bits_s = (load_columns(student_row, offs_v, dtype, VOCAB, masked) - base_s) * scale
             prob_s = tl.exp2(bits_s) * mass_s
-            # At -inf the probability is 0; a finite log-probability beside it keeps the product from being NaN.
+            # At -inf the probability is 0; a finite log-probability beside it keeps the product 0, not NaN.
             log_p = tl.where(bits_s == float("-inf"), 0.0, bits_s) * LN2 - rest_s
             gradient = -prob_s * (grad_entropy * (log_p + entropy) + grad_log_prob)
             if teacher_ptr is not None:

@@ -1,8 +1,8 @@
 """The forward sweeps over the logits of student, teacher and reference.
 
 Memory walks: reverse KL and forward KL without a floor read every logit once (first sweep). A floor and the
-Jensen-Shannon divergence need the log-sum-exps before the first term, so what they are made of is read twice.
-Between the kernels go three numbers per side and program; nothing of size rows times vocabulary is ever built.
+Jensen-Shannon divergence need the log-sum-exps before the first term, so they read their logits twice.
+Between the kernels go three numbers per side and program, and nothing of size rows times vocabulary is built.
 
 Programs of one row have adjacent ids, and the second sweep takes the rows in the opposite order of the first:
 what the first read last is still in the second-level cache when the second starts.

@@ -107,6 +107,34 @@ def launch(kernel: Any, programs: int, *args: Any, num_warps: int, **meta: Any) 
     kernel[(programs,)](*args, **meta, num_warps=num_warps, enable_fp_fusion=True)
 
 
+def needs_second_sweep(divergence: str, *, has_floor: bool) -> bool:
+    """Tell whether a divergence needs the log-sum-exps before its first term.
+
+    Args:
+        divergence: Of the spec.
+        has_floor: Whether the spec has a floor.
+
+    Returns:
+        True for the Jensen-Shannon divergence and for a KL with a floor.
+    """
+    return has_floor or divergence == "jsd"
+
+
+def first_measures(divergence: str, *, has_floor: bool, has_reference: bool) -> tuple[str, str]:
+    """Name what the first sweep collects of the teacher and of the reference.
+
+    Args:
+        divergence: Of the spec.
+        has_floor: Whether the spec has a floor.
+        has_reference: Whether there is a reference.
+
+    Returns:
+        A divergence or "none", for each.
+    """
+    measure = "none" if needs_second_sweep(divergence, has_floor=has_floor) else divergence
+    return measure, "reverse_kl" if has_reference and not has_floor else "none"
+
+
 def sweep_meta(config: SweepConfig, vocab_size: int, vector: int, splits: int) -> dict[str, int]:
     """Name the constexpr arguments of a forward sweep.
 

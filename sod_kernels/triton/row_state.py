@@ -27,7 +27,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def row_start(logits_ptr, row, rows_per_batch, stride_b, stride_t):
-    """Where a row begins, by a 64-bit offset, as rows times columns passes 2**31; None for a side not given."""
+    """Where a row begins, by a 64-bit offset, as rows times columns passes 2**31; None without a side."""
     if logits_ptr is None:
         start = None
     else:
@@ -149,7 +149,7 @@ def absorb_target(
 
 @triton.jit
 def absorb_student(sum_s, sum_h, shift_s, bits_s, exp_s, LANES: tl.constexpr, VECTOR: tl.constexpr):
-    """Add one measured block of the student to the sums of the lanes; after the targets, which need the old."""
+    """Add one measured block of the student to the sums of the lanes, after the targets."""
     weight_s = tl.exp2(shift_s)
     sum_h = weight_s * (sum_h + sum_s * shift_s)
     sum_h += lane_sum(exp_s * tl.where(bits_s == float("-inf"), 0.0, bits_s), LANES, VECTOR)
@@ -208,7 +208,13 @@ def load_student(state_ptr, row, scale, SIDES: tl.constexpr, SPLITS: tl.constexp
 
 @triton.jit
 def load_target(
-    state_ptr, row, scale, SIDE: tl.constexpr, MEASURE: tl.constexpr, SIDES: tl.constexpr, SPLITS: tl.constexpr
+    state_ptr,
+    row,
+    scale,
+    SIDE: tl.constexpr,
+    MEASURE: tl.constexpr,
+    SIDES: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
     """Joined state of a target over all programs of a row; SIDE is 1 for the teacher, 2 for the reference."""
     max_s, sum_s, _ = load_side(state_ptr, row, 0, SIDES, SPLITS)
