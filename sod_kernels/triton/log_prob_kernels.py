@@ -94,7 +94,7 @@ def gradient_at_ids_kernel(
     """Whole gradient at the columns of a row's ids, and the sum of the row's upstream gradients.
 
     Computes: (sum of g over equal ids - p * (sum of g + g_entropy (log p + H))) / temperature in float64; an
-    id that occurs twice gets the same number at both places. Reads K single logits; compares K^2 pairs of ids.
+    id that occurs twice gets the same number at both places. Reads K single logits, compares all id pairs.
     """
     row = tl.program_id(0)
     out = row.to(tl.int64)

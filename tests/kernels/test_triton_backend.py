@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sod_kernels
-from sod_kernels.reference import backend as reference
+from sod_kernels.reference import backend as reference_backend
 from sod_kernels.testing import (
     CASE_REASONS,
     check_backend_forward_backward,
@@ -37,8 +37,15 @@ PER_DTYPE = (
     "shifted_some_rows",
     "warm",
 )
-# Every way a second target can go wrong, with the divergences in turn so that each meets it.
-WITH_REFERENCE = (
+# A float64 log-sum-exp of 10,000 has steps of 2e-12, and there is no wider number to keep the rest in.
+OTHER_DTYPES = [
+    (name, dtype)
+    for name in PER_DTYPE
+    for dtype in (torch.bfloat16, torch.float16, torch.float64)
+    if (name, dtype) != ("shifted_some_rows", torch.float64)
+]
+# Every way a second target can go wrong, each divergence beside it in turn.
+WITH_REFERENCE = {
     ("odd_width", "reverse_kl"),
     ("bad_rows", "forward_kl"),
     ("teacher_excludes", "jsd"),
@@ -49,7 +56,7 @@ WITH_REFERENCE = (
     ("shifted", "forward_kl"),
     ("garbage_outside", "reverse_kl"),
     ("equal", "jsd"),
-)
+}
 # Full rounds, a masked rest, lanes of several vectors and four programs to a row, in a small vocabulary.
 NARROW = SweepConfig(block_size=256, lanes=32, splits=4, num_warps=1)
 narrow_backend = SimpleNamespace(
@@ -67,20 +74,15 @@ def run_forward(case, module=backend):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("name", SMALL)
 def test_matches_the_truth(name, divergence):
-    check_backend_forward_backward(backend, make_case(name, divergence=divergence, device=DEVICE))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", PER_DTYPE)
-def test_matches_the_truth_in_other_dtypes(name, dtype):
-    divergence = DIVERGENCES[PER_DTYPE.index(name) % 3]
-    case = make_case(name, divergence=divergence, dtype=dtype, device=DEVICE, with_reference=True)
+    with_reference = (name, divergence) in WITH_REFERENCE
+    case = make_case(name, divergence=divergence, device=DEVICE, with_reference=with_reference)
     check_backend_forward_backward(backend, case)
 
 
-@pytest.mark.parametrize(("name", "divergence"), WITH_REFERENCE)
-def test_second_target(name, divergence):
-    case = make_case(name, divergence=divergence, device=DEVICE, with_reference=True)
+@pytest.mark.parametrize(("name", "dtype"), OTHER_DTYPES, ids=str)
+def test_matches_the_truth_in_other_dtypes(name, dtype):
+    divergence = DIVERGENCES[PER_DTYPE.index(name) % 3]
+    case = make_case(name, divergence=divergence, dtype=dtype, device=DEVICE, with_reference=True)
     check_backend_forward_backward(backend, case)
 
 
@@ -245,10 +247,10 @@ def test_any_number_of_ids_adds_up(num_ids):
     # What stands at an absent id is nobody's.
     gradients = torch.where(ids < 0, torch.nan, gradients)
     inputs, upstream = inputs._replace(ids=ids), upstream._replace(log_probs=gradients)
-    stats, wanted = backend.log_probs_forward(inputs), reference.log_probs_forward(inputs)
+    stats, wanted = backend.log_probs_forward(inputs), reference_backend.log_probs_forward(inputs)
     torch.testing.assert_close(stats.log_probs, wanted.log_probs)
     ours = backend.log_probs_backward(upstream, inputs, stats.row_state)
-    exact = reference.log_probs_backward(upstream, inputs, wanted.row_state)
+    exact = reference_backend.log_probs_backward(upstream, inputs, wanted.row_state)
     torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)
 
 
