@@ -98,7 +98,7 @@ def log_probs_backward(
     config = config or config_for(student).backward
     grad = torch.empty(student.shape, dtype=student.dtype, device=student.device) if out is None else out
     rows, num_ids = step_ids.numel(), ids.shape[2]
-    grad_at_ids = torch.empty(ids.shape, dtype=torch.float64, device=student.device)
+    grad_at_ids = torch.empty_like(upstream.log_probs)
     grad_sum = torch.empty_like(upstream.student_entropy)
     with torch.cuda.device_of(student):
         launch(

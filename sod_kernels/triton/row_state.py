@@ -73,7 +73,8 @@ def finite_base(maximum):
 @triton.jit
 def rebase_shift(old_max, new_max, scale):
     """(old_max - new_max) in bits; 0 for a state that has seen nothing finite, whose sums are 0 anyway."""
-    return tl.where(old_max == float("-inf"), 0.0, (finite_base(old_max) - finite_base(new_max)) * scale)
+    unseen = old_max == float("-inf")
+    return (tl.where(unseen, 0.0, old_max) - tl.where(unseen, 0.0, new_max)) * scale
 
 
 @triton.jit
