@@ -263,10 +263,17 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         print("aot: TRITON_INTERPRET is set, which replaces the compiler; unset it.", file=sys.stderr)
         return 2
+    if options.jobs < 1:
+        parser.error(f"--jobs: got {options.jobs}, wanted at least 1.")
+    kernels = options.kernel or [""]
+    if not _tasks(list(TARGETS), list(DTYPES), kernels):
+        parser.error(
+            f"--kernel: no kernel's name begins with {' or '.join(kernels)}; run without for the list."
+        )
     failed = report(
         options.target or list(TARGETS),
         options.dtype or list(DTYPES),
-        kernels=options.kernel or [""],
+        kernels=kernels,
         jobs=options.jobs,
     )
     return 1 if failed else 0

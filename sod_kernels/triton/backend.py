@@ -10,18 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sod_kernels.triton.config import (
-    STEP_SUMS_BLOCK,
-    STEP_SUMS_WARPS,
-    SweepConfig,
-    num_splits,
-    vector_width,
-)
+from sod_kernels.triton.config import STEP_SUMS_BLOCK, STEP_SUMS_WARPS, SweepConfig
 from sod_kernels.triton.launch import (
     availability,
     config_for,
     first_measures,
     float64_arguments,
+    gradient_meta,
     launch,
     needs_second_sweep,
     strides,
@@ -42,17 +37,16 @@ def _floor(spec: DivergenceSpec) -> tuple[float, ...]:
 
 
 def _sweeps(
-    inputs: TokenInputs, spec: DivergenceSpec, config: SweepConfig, splits: int
+    inputs: TokenInputs, spec: DivergenceSpec, meta: dict[str, int], num_warps: int
 ) -> tuple[Tensor, Tensor | None]:
     """Run the sweeps over the logits: the programs' states (N, sides, 3, splits) and sums (N, 3, splits)."""
     from sod_kernels.triton.forward_kernels import first_sweep_kernel, second_sweep_kernel
 
     student, teacher, reference, step_ids, _ = inputs
-    rows = step_ids.numel()
+    rows, splits = step_ids.numel(), meta["SPLITS"]
     dtype = torch.promote_types(student.dtype, torch.float32)
     sides = 2 if reference is None else 3
     state = torch.empty((rows, sides, 3, splits), dtype=dtype, device=step_ids.device)
-    meta = sweep_meta(config, spec.vocab_size, vector_width(student.dtype), splits)
     has_floor = spec.min_log_prob is not None
     measure, of_reference = first_measures(
         spec.divergence, has_floor=has_floor, has_reference=reference is not None
@@ -65,7 +59,7 @@ def _sweeps(
         *_inverse_temperature(spec),
         MEASURE=measure,
         REFERENCE_MEASURE=of_reference,
-        num_warps=config.num_warps,
+        num_warps=num_warps,
         **meta,
     )
     if not needs_second_sweep(spec.divergence, has_floor=has_floor):
@@ -82,7 +76,7 @@ def _sweeps(
         *_floor(spec),
         DIVERGENCE=spec.divergence,
         SIDES=sides,
-        num_warps=config.num_warps,
+        num_warps=num_warps,
         **meta,
     )
     return state, partial
@@ -155,11 +149,11 @@ def forward(
 
     student, teacher, reference, step_ids, sampled_ids = inputs
     config = config or config_for(student).forward
-    splits = num_splits(config, spec.vocab_size)
+    meta = sweep_meta(config, student.dtype, spec.vocab_size)
     stats = _new_stats(inputs, num_steps)
     # Triton launches on the current device.
     with torch.cuda.device_of(student):
-        state, partial = _sweeps(inputs, spec, config, splits)
+        state, partial = _sweeps(inputs, spec, meta, config.num_warps)
         launch(
             finish_rows_kernel,
             step_ids.numel(),
@@ -172,7 +166,7 @@ def forward(
             *_floor(spec),
             DIVERGENCE=spec.divergence,
             HAS_FLOOR=spec.min_log_prob is not None,
-            SPLITS=splits,
+            SPLITS=meta["SPLITS"],
             num_warps=1,
         )
         _step_sums(stats, step_ids, has_sampled=sampled_ids is not None)
@@ -208,13 +202,12 @@ def backward(
 
     student, teacher, reference, step_ids, sampled_ids = inputs
     config = config or config_for(student).backward
-    width = student.shape[2]
-    splits = num_splits(config, width)
+    meta = gradient_meta(config, spec.vocab_size, student.shape[2])
     grad = torch.empty(student.shape, dtype=student.dtype, device=student.device) if out is None else out
     with torch.cuda.device_of(student):
         launch(
             backward_kernel,
-            step_ids.numel() * splits,
+            step_ids.numel() * meta["SPLITS"],
             *(grad, student, teacher, reference, step_ids, sampled_ids, row_state, upstream.token_kl),
             None if reference is None else upstream.token_reference_kl,
             None if sampled_ids is None else upstream.student_log_probs,
@@ -226,10 +219,7 @@ def backward(
             *_floor(spec),
             DIVERGENCE=spec.divergence,
             HAS_FLOOR=spec.min_log_prob is not None,
-            VOCAB=spec.vocab_size,
-            WIDTH=width,
-            BLOCK=config.block_size,
-            SPLITS=splits,
             num_warps=config.num_warps,
+            **meta,
         )
     return grad

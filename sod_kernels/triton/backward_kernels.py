@@ -134,9 +134,8 @@ def backward_kernel(
 
     Computes: (p * (g_kl (f - E_p f) + g_reference (log p - log r - KL) - g_entropy (log p + H) - g_log_prob)
     + g_log_prob * onehot) / temperature, f the divergence's, in one walk that reads each row once and writes
-    the gradient. Without a teacher only the last terms are left. Needs only the row state besides. Never
-    builds: probabilities or one-hot rows. Columns at and beyond VOCAB and rows in no step are written as
-    zeros without a read.
+    the gradient. Without a teacher only the last terms are left. Never builds: probabilities or one-hot rows.
+    Columns at and beyond VOCAB and rows in no step are written as zeros without a read.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     row = program // SPLITS

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sod_kernels.triton.config import INTERPRETER, LaunchConfig, SweepConfig, gpu_architecture, launch_config
+from sod_kernels.triton.config import (
+    INTERPRETER,
+    LaunchConfig,
+    SweepConfig,
+    gpu_architecture,
+    launch_config,
+    num_splits,
+    vector_width,
+)
 
 _OLDEST = (3, 6)
 
@@ -135,22 +143,40 @@ def first_measures(divergence: str, *, has_floor: bool, has_reference: bool) -> 
     return measure, "reverse_kl" if has_reference and not has_floor else "none"
 
 
-def sweep_meta(config: SweepConfig, vocab_size: int, vector: int, splits: int) -> dict[str, int]:
-    """Name the constexpr arguments of a forward sweep.
+def sweep_meta(config: SweepConfig, dtype: torch.dtype, vocab_size: int) -> dict[str, int]:
+    """Name the constexpr arguments that say how a forward sweep walks.
 
     Args:
         config: Configuration of the sweep.
+        dtype: Of the logits.
         vocab_size: Valid columns.
-        vector: Logits per 16 bytes.
-        splits: Programs per row.
 
     Returns:
-        Keyword arguments.
+        Keyword arguments; SPLITS is the number of programs per row.
     """
     return {
         "VOCAB": vocab_size,
         "BLOCK": config.block_size,
         "LANES": config.lanes,
-        "VECTOR": vector,
-        "SPLITS": splits,
+        "VECTOR": vector_width(dtype),
+        "SPLITS": num_splits(config, vocab_size),
+    }
+
+
+def gradient_meta(config: SweepConfig, vocab_size: int, width: int) -> dict[str, int]:
+    """Name the constexpr arguments that say how the backward sweep walks.
+
+    Args:
+        config: Configuration of the sweep.
+        vocab_size: Valid columns.
+        width: Columns of the gradient.
+
+    Returns:
+        Keyword arguments; SPLITS is the number of programs per row.
+    """
+    return {
+        "VOCAB": vocab_size,
+        "WIDTH": width,
+        "BLOCK": config.block_size,
+        "SPLITS": num_splits(config, width),
     }

@@ -15,9 +15,8 @@ from sod_kernels.triton.config import (
     STEP_SUMS_WARPS,
     LaunchConfig,
     SweepConfig,
-    vector_width,
 )
-from sod_kernels.triton.launch import first_measures, needs_second_sweep, sweep_meta
+from sod_kernels.triton.launch import first_measures, gradient_meta, needs_second_sweep, sweep_meta
 
 _KINDS = (
     ("reverse_kl", False),
@@ -93,7 +92,7 @@ def variants(config: LaunchConfig, dtype: torch.dtype, vocab_size: int) -> list[
         _Case(divergence=divergence, has_floor=floor, has_reference=reference)
         for (divergence, floor), reference in itertools.product(_KINDS, (False, True))
     ]
-    sweep = sweep_meta(config.forward, vocab_size, vector_width(dtype), config.forward.splits)
+    sweep = sweep_meta(config.forward, dtype, vocab_size)
     listed = _first_sweeps(cases, config.forward, sweep)
     for case in cases:
         if case.needs_second:
@@ -158,11 +157,11 @@ def _backwards(cases: list[_Case], config: SweepConfig, vocab_size: int) -> list
     from sod_kernels.triton.backward_kernels import backward_kernel
 
     def variant(name: str, divergence: str, floor: bool, absent: tuple[str, ...], sides: int) -> Variant:
-        sizes = {"VOCAB": vocab_size, "WIDTH": vocab_size, "BLOCK": config.block_size}
+        meta = gradient_meta(config, vocab_size, vocab_size)
         return Variant(
             name=name,
             kernel=backward_kernel,
-            meta={"DIVERGENCE": divergence, "HAS_FLOOR": floor, "SPLITS": config.splits, **sizes},
+            meta={"DIVERGENCE": divergence, "HAS_FLOOR": floor, **meta},
             absent=absent,
             num_warps=config.num_warps,
             wide_loads=sides,

@@ -97,6 +97,19 @@ def test_every_budget_has_its_phrase():
     assert "registers" not in str(aot.violations(variant, "gfx942", aot.Binary(registers=129, **numbers)))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kernel", "sideways"], "no kernel's name begins with sideways"),
+        (["--jobs", "0"], "--jobs: got 0, wanted at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, clean_environment):
+    result = run([*MODULE, *arguments], clean_environment)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
 def test_refuses_to_run_under_the_interpreter(clean_environment):
     result = run(MODULE, {**clean_environment, "TRITON_INTERPRET": "1"})
     assert result.returncode == 2
