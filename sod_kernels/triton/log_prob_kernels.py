@@ -130,7 +130,7 @@ def gradient_at_ids_kernel(
             upstream = tl.load(grad_row + offs_other, mask=other >= 0, other=0.0).to(tl.float64)
             own += tl.sum(tl.where(column[:, None] == other[None, :], upstream[None, :], 0.0), axis=1)
             second += BLOCK
-        logit = tl.load(student_row + column, mask=column >= 0, other=0.0).to(tl.float64)
+        logit = tl.load(student_row + column, mask=column >= 0, other=float("-inf")).to(tl.float64)
         excluded = logit == float("-inf")
         log_p = tl.where(excluded, 0.0, logit) * inverse_temperature - lse
         prob = tl.where(excluded, 0.0, tl.exp(log_p))

@@ -114,7 +114,7 @@ def log_probs_backward(
 def _gradient_at_ids(
     upstream: LogProbGradients, inputs: LogProbInputs, row_state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute the whole gradient at each row's ids, (B, T, K), and the sum of its upstream gradients, (B, T)."""
+    """Compute the whole gradient at each row's ids, (B, T, K), and the sum of the upstream ones, (B, T)."""
     from sod_kernels.triton.log_prob_kernels import gradient_at_ids_kernel
 
     student, step_ids, ids, temperature, _ = inputs
