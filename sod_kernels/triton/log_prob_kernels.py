@@ -132,7 +132,7 @@ def gradient_at_ids_kernel(
             second += BLOCK
         logit = tl.load(student_row + column, mask=column >= 0, other=float("-inf")).to(tl.float64)
         excluded = logit == float("-inf")
-        log_p = tl.where(excluded, 0.0, logit) * inverse_temperature - lse
+        log_p = tl.where(excluded, 0.0, logit * inverse_temperature - lse)
         prob = tl.where(excluded, 0.0, tl.exp(log_p))
         gradient = own - prob * (total + grad_entropy * (log_p + entropy))
         tl.store(grad_at_ids_ptr + out * num_ids + offs, gradient * inverse_temperature, mask=column >= 0)
