@@ -163,6 +163,7 @@ def forward(
             step_ids.shape[1],
             *strides(student, teacher),
             *_inverse_temperature(spec),
+            *float64_arguments(spec.beta),
             *_floor(spec),
             DIVERGENCE=spec.divergence,
             HAS_FLOOR=spec.min_log_prob is not None,

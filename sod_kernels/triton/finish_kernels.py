@@ -33,7 +33,16 @@ def load_sum(partial_ptr, row, NUMBER: tl.constexpr, SPLITS: tl.constexpr):
 
 @triton.jit
 def divergence_of_row(
-    partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, DIVERGENCE: tl.constexpr, SPLITS: tl.constexpr
+    partial_ptr,
+    row,
+    sum_s,
+    sum_t,
+    sum_u,
+    log2_s,
+    log2_t,
+    beta,
+    DIVERGENCE: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
     """Unclamped divergence and AUX in nats, from the first sweep's state and the second's sums, if any."""
     aux = tl.full((), 1.0, tl.float64)
@@ -41,18 +50,21 @@ def divergence_of_row(
         sum_u = load_sum(partial_ptr, row, 0, SPLITS)
         aux = load_sum(partial_ptr, row, 1, SPLITS)
     # Where a side has no mass its logarithm is NaN and carries the answer; 1 keeps the division quiet.
+    mass_s = tl.where(sum_s == 0.0, 1.0, sum_s)
+    mass_t = tl.where(sum_t == 0.0, 1.0, sum_t)
     if DIVERGENCE == "reverse_kl":
-        value = (sum_u / tl.where(sum_s == 0.0, 1.0, sum_s) + (log2_t - log2_s)) * LN2
+        value = (sum_u / mass_s + (log2_t - log2_s)) * LN2
         aux = value
     elif DIVERGENCE == "forward_kl":
-        mass_t = tl.where(sum_t == 0.0, 1.0, sum_t)
         value = (sum_u / mass_t + (log2_s - log2_t)) * LN2
         # The share of the teacher's mass above the floor.
         if partial_ptr is not None:
             aux = aux / mass_t
     else:
+        aux = (1.0 - beta) * (aux / mass_s)
+        value = aux + beta * (sum_u / mass_t)
         # The second sweep cannot tell a row without mass; its logarithm is NaN.
-        value = tl.where((log2_s == log2_s) & (log2_t == log2_t), sum_u, float("nan"))
+        value = tl.where((log2_s == log2_s) & (log2_t == log2_t), value, float("nan"))
     return value, aux
 
 
@@ -77,6 +89,8 @@ def finish_rows_kernel(
     stride_teacher_t,
     inverse_temperature_high,
     inverse_temperature_low,
+    beta_high,
+    beta_low,
     floor_high,
     floor_low,
     DIVERGENCE: tl.constexpr,
@@ -112,7 +126,10 @@ def finish_rows_kernel(
     max_t, sum_t, sum_u = load_target(state_ptr, row, scale, 1, MEASURE, SIDES, SPLITS)
     log2_s = log2_of_mass(sum_s)
     log2_t = log2_of_mass(sum_t)
-    value, aux = divergence_of_row(partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, DIVERGENCE, SPLITS)
+    beta = join_parameter(beta_high, beta_low)
+    value, aux = divergence_of_row(
+        partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, beta, DIVERGENCE, SPLITS
+    )
     mass_s = tl.where(sum_s == 0.0, 1.0, sum_s)
     entropy = (log2_s - sum_h / mass_s) * LN2
     tl.store(state_row, finite_base(max_s) * inverse_temperature + log2_s * LN2)

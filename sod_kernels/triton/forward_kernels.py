@@ -143,12 +143,11 @@ def floored_terms(exp_s, bits_s, bits_t, least_t):
 
 
 @triton.jit
-def second_sweep_terms(
-    bits_s, bits_t, exp_s, least_s, least_t, share_s, share_t, log2_gap, beta, DIVERGENCE: tl.constexpr
-):
+def second_sweep_terms(bits_s, bits_t, exp_s, least_s, least_t, log2_gap, beta, DIVERGENCE: tl.constexpr):
     """Per column: the term of the divergence, and the term of AUX where it is a sum of its own.
 
-    The KL terms are weighted with 2^bits, relative to the row's maximum; the mixture's with probabilities.
+    Weighted with 2^bits, relative to the row's maximum. Of Jensen-Shannon they are the teacher's part of the
+    divergence and the student's.
     """
     exp_t = tl.exp2(bits_t)
     none_s = bits_s == float("-inf")
@@ -164,8 +163,8 @@ def second_sweep_terms(
         difference = tl.where(neither, 0.0, bits_t) - tl.where(neither, 0.0, bits_s)
         log_ratio = (difference - log2_gap) * LN2
         log_pm, log_qm = mixture_log_ratios(log_ratio, none_s, none_t, beta)
-        aux_terms = (1.0 - beta) * (exp_s * share_s) * log_pm
-        terms = aux_terms + beta * (exp_t * share_t) * log_qm
+        aux_terms = exp_s * log_pm
+        terms = exp_t * log_qm
     return terms, aux_terms
 
 
@@ -222,8 +221,6 @@ def second_sweep_kernel(
     log2_s = log2_of_mass(sum_s)
     log2_t = log2_of_mass(sum_t)
     log2_gap = (log2_t - log2_s).to(dtype)
-    share_s = tl.exp2(-log2_s).to(dtype)
-    share_t = tl.exp2(-log2_t).to(dtype)
     least_s = (floor + log2_s).to(dtype)
     least_t = (floor + log2_t).to(dtype)
     student_row = row_start(student_ptr, row, rows_per_batch, stride_student_b, stride_student_t)
@@ -249,7 +246,7 @@ def second_sweep_kernel(
             bits_t = (teacher - base_t) * scale
             exp_s = tl.exp2(bits_s)
             terms, aux_terms = second_sweep_terms(
-                bits_s, bits_t, exp_s, least_s, least_t, share_s, share_t, log2_gap, beta, DIVERGENCE
+                bits_s, bits_t, exp_s, least_s, least_t, log2_gap, beta, DIVERGENCE
             )
             value += lane_sum(terms, LANES, VECTOR)
             aux += lane_sum(aux_terms, LANES, VECTOR)

@@ -234,16 +234,14 @@ def mixture_log_ratios(log_ratio, none_s, none_t, beta):
     """log(p/m) and log(q/m) for m = (1 - beta) p + beta q, from log_ratio = log q - log p in nats.
 
     Only exp(-|log_ratio|) is taken, so nothing overflows. A column without student (teacher) mass has
-    log(q/m) = -log beta (log(p/m) = -log(1 - beta)); the other ratio is then a finite number that meets a
-    zero weight.
+    log(q/m) = -log beta (log(p/m) = -log(1 - beta)), as a ratio has whose exponential is 0; the other of the
+    two is then a finite number that meets a zero weight.
     """
-    rest = 1.0 - beta
-    ratio = tl.where(none_s | none_t, 0.0, log_ratio)
+    ratio = tl.where(none_t, -1e4, tl.where(none_s, 1e4, log_ratio))
     teacher_below = ratio <= 0.0
     small = tl.exp(tl.where(teacher_below, ratio, -ratio))
+    rest = 1.0 - beta
     mixture = tl.log(tl.where(teacher_below, rest + beta * small, rest * small + beta))
     log_pm = tl.where(teacher_below, -mixture, -mixture - ratio)
-    log_qm = log_pm + ratio
-    log_pm = tl.where(none_t, -tl.log(rest), log_pm)
-    log_qm = tl.where(none_s, -tl.log(beta), log_qm)
+    log_qm = tl.where(teacher_below, ratio - mixture, -mixture)
     return log_pm, log_qm
