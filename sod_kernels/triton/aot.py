@@ -15,7 +15,10 @@ These are properties of the binary, so they hold on the GPU as well; its speed h
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import functools
 import itertools
+import multiprocessing
 import os
 import re
 import subprocess
@@ -27,14 +30,8 @@ from typing import Any
 
 import torch
 
-from sod_kernels.triton.config import (
-    CONFIGS,
-    STEP_SUMS_BLOCK,
-    STEP_SUMS_WARPS,
-    LaunchConfig,
-    SweepConfig,
-    vector_width,
-)
+from sod_kernels.triton.config import CONFIGS, LaunchConfig
+from sod_kernels.triton.variants import Variant, variants
 
 VOCAB_SIZE = 151_936
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -50,29 +47,6 @@ _POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "float
 MAX_REGISTERS = {"sm": 128, "gfx": 256}
 # The kernels need it only for the final merge across warps.
 MAX_SHARED_BYTES = 16 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One kernel with its compile-time arguments.
-
-    Attributes:
-        name: What the table prints.
-        kernel: The decorated function.
-        meta: Its constexpr arguments.
-        absent: Pointers that are None in this variant.
-        num_warps: Warps per program.
-        wide_loads: 128-bit loads that the binary must have at least.
-        wide_stores: 128-bit stores that it must have at least.
-    """
-
-    name: str
-    kernel: Any
-    meta: dict[str, Any]
-    absent: tuple[str, ...]
-    num_warps: int
-    wide_loads: int
-    wide_stores: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,98 +70,14 @@ class Binary:
     loop_conversions: int
 
 
-def variants(config: LaunchConfig, dtype: torch.dtype, vocab_size: int = VOCAB_SIZE) -> list[Variant]:
-    """List the kernels that one configuration launches.
-
-    Args:
-        config: From the table, or one to be judged.
-        dtype: Of the logits.
-        vocab_size: Valid columns, and width of the rows.
-
-    Returns:
-        Every kernel with every divergence and floor.
-    """
-    from sod_kernels.triton.backward_kernels import backward_kernel
-    from sod_kernels.triton.finish_kernels import finish_rows_kernel, step_sums_kernel
-    from sod_kernels.triton.forward_kernels import first_sweep_kernel, second_sweep_kernel
-
-    sweep = _sweep_meta(config.forward, dtype, vocab_size)
-    splits = {"SPLITS": config.forward.splits}
-    width = {
-        "VOCAB": vocab_size,
-        "WIDTH": vocab_size,
-        "BLOCK": config.backward.block_size,
-        "SPLITS": config.backward.splits,
-    }
-    listed = []
-    for measure in ("reverse_kl", "forward_kl", "none"):
-        meta = {"MEASURE": measure, **sweep}
-        listed.append(_variant("first_sweep", first_sweep_kernel, meta, config.forward.num_warps, loads=2))
-    for divergence in ("reverse_kl", "forward_kl", "jsd"):
-        meta = {"DIVERGENCE": divergence, **sweep}
-        listed.append(_variant("second_sweep", second_sweep_kernel, meta, config.forward.num_warps, loads=2))
-    for divergence, floor in _divergences():
-        meta = {"DIVERGENCE": divergence, "HAS_FLOOR": floor, **splits}
-        absent = () if floor or divergence == "jsd" else ("partial_ptr",)
-        listed.append(_variant("finish_rows", finish_rows_kernel, meta, 1, absent=absent))
-        meta = {"DIVERGENCE": divergence, "HAS_FLOOR": floor, **width}
-        listed.append(
-            _variant("backward", backward_kernel, meta, config.backward.num_warps, loads=2, stores=1)
-        )
-    listed.append(_variant("step_sums", step_sums_kernel, {"BLOCK": STEP_SUMS_BLOCK}, STEP_SUMS_WARPS))
-    return listed
-
-
-def _sweep_meta(config: SweepConfig, dtype: torch.dtype, vocab_size: int) -> dict[str, Any]:
-    return {
-        "VOCAB": vocab_size,
-        "BLOCK": config.block_size,
-        "LANES": config.lanes,
-        "VECTOR": vector_width(dtype),
-        "SPLITS": config.splits,
-    }
-
-
-def _divergences() -> list[tuple[str, bool]]:
-    return [(kl, floor) for kl in ("reverse_kl", "forward_kl") for floor in (False, True)] + [("jsd", False)]
-
-
-def _variant(
-    kernel_name: str,
-    kernel: Any,
-    meta: dict[str, Any],
-    num_warps: int,
-    *,
-    absent: tuple[str, ...] = (),
-    loads: int = 0,
-    stores: int = 0,
-) -> Variant:
-    parts = [kernel_name, meta.get("MEASURE") or meta.get("DIVERGENCE"), meta.get("HAS_FLOOR") and "floor"]
-    return Variant(
-        name="-".join(str(part) for part in parts if part),
-        kernel=kernel,
-        meta=meta,
-        absent=absent,
-        num_warps=num_warps,
-        wide_loads=loads,
-        wide_stores=stores,
-    )
-
-
 def _signature(variant: Variant, dtype: str) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """Types, constants and alignment as a launch on aligned tensors would find them."""
     token = "*fp64" if dtype == "float64" else "*fp32"
-    fixed = {
-        "student_ptr": _POINTERS[dtype],
-        "teacher_ptr": _POINTERS[dtype],
-        "grad_logits_ptr": _POINTERS[dtype],
-        "step_ids_ptr": "*i64",
-        "sampled_ids_ptr": "*i64",
-        "order_ptr": "*i64",
-        "edges_ptr": "*i64",
-        "step_sums_ptr": "*fp64",
-        "rows_per_batch": "i32",
-    }
+    fixed = dict.fromkeys(("step_ids_ptr", "sampled_ids_ptr", "ids_ptr", "order_ptr", "edges_ptr"), "*i64")
+    logits = ("student_ptr", "teacher_ptr", "reference_ptr", "grad_logits_ptr")
+    fixed.update(dict.fromkeys(logits, _POINTERS[dtype]))
+    fixed.update(dict.fromkeys(("row_state_ptr", "step_sums_ptr"), "*fp64"))
+    fixed.update(rows_per_batch="i32", num_ids="i32")
     signature: dict[str, str] = {}
     constants = dict(variant.meta)
     attributes: dict[Any, Any] = {}
@@ -298,31 +188,57 @@ def violations(variant: Variant, target: str, binary: Binary) -> list[str]:
     return found
 
 
-def report(targets: list[str], dtypes: list[str], override: LaunchConfig | None = None) -> int:
+def _compile_named(task: tuple[str, str, str], override: LaunchConfig | None) -> tuple[Binary, list[str]]:
+    """Compile one line of the table, in whichever process; kernels do not travel between processes."""
+    target, dtype, name = task
+    config = override or CONFIGS[(target, DTYPES[dtype])]
+    variant = next(each for each in variants(config, DTYPES[dtype], VOCAB_SIZE) if each.name == name)
+    binary = compile_variant(variant, target, dtype)
+    return binary, violations(variant, target, binary)
+
+
+def _tasks(targets: list[str], dtypes: list[str], kernels: list[str]) -> list[tuple[str, str, str]]:
+    names = [
+        variant.name
+        for variant in variants(CONFIGS[(TARGETS[0], torch.float32)], torch.float32, VOCAB_SIZE)
+        if variant.name.startswith(tuple(kernels))
+    ]
+    return list(itertools.product(targets, dtypes, names))
+
+
+def report(
+    targets: list[str],
+    dtypes: list[str],
+    *,
+    kernels: list[str],
+    jobs: int,
+    override: LaunchConfig | None = None,
+) -> int:
     """Compile and check, printing a line for each binary.
 
     Args:
         targets: Some of `TARGETS`.
         dtypes: Some of the keys of `DTYPES`.
+        kernels: Beginnings of the names to compile; [""] for all.
+        jobs: Processes that compile side by side.
         override: Configuration to judge instead of the table's.
 
     Returns:
         Number of binaries that break a budget.
     """
-    layout = "{:8} {:9} {:30} {:>9} {:>6} {:>6} {:>8} {:>9}  {}"
+    layout = "{:8} {:9} {:40} {:>9} {:>6} {:>6} {:>8} {:>9}  {}"
     heads = ("target", "dtype", "kernel", "registers", "spills", "shared", "loads128", "stores128", "verdict")
     print(layout.format(*heads))
-    failed = total = 0
-    for target, dtype in itertools.product(targets, dtypes):
-        config = override or CONFIGS[(target, DTYPES[dtype])]
-        for variant in variants(config, DTYPES[dtype]):
-            binary = compile_variant(variant, target, dtype)
-            found = violations(variant, target, binary)
+    tasks = _tasks(targets, dtypes, kernels)
+    compile_one = functools.partial(_compile_named, override=override)
+    failed = 0
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for task, (binary, found) in zip(tasks, pool.map(compile_one, tasks), strict=True):
             memory = (binary.shared_bytes, binary.wide_loads, binary.wide_stores)
-            cells = (target, dtype, variant.name, binary.registers, binary.spills, *memory)
+            cells = (*task, binary.registers, binary.spills, *memory)
             print(layout.format(*cells, "; ".join(found) or "ok"), flush=True)
-            total, failed = total + 1, failed + bool(found)
-    print(f"{total} binaries, {failed} over budget")
+            failed += bool(found)
+    print(f"{len(tasks)} binaries, {failed} over budget")
     return failed
 
 
@@ -339,11 +255,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--target", action="append", choices=TARGETS, help="repeatable; default: all")
     parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="repeatable; default: all")
+    parser.add_argument("--kernel", action="append", help="how names begin; repeatable; default: all")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per core"
+    )
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         print("aot: TRITON_INTERPRET is set, which replaces the compiler; unset it.", file=sys.stderr)
         return 2
-    return 1 if report(options.target or list(TARGETS), options.dtype or list(DTYPES)) else 0
+    if options.jobs < 1:
+        parser.error(f"--jobs: got {options.jobs}, wanted at least 1.")
+    kernels = options.kernel or [""]
+    if not _tasks(list(TARGETS), list(DTYPES), kernels):
+        parser.error(
+            f"--kernel: no kernel's name begins with {' or '.join(kernels)}; run without for the list."
+        )
+    failed = report(
+        options.target or list(TARGETS),
+        options.dtype or list(DTYPES),
+        kernels=kernels,
+        jobs=options.jobs,
+    )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

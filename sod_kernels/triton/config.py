@@ -16,6 +16,9 @@ import torch
 INTERPRETER = "interpreter"
 STEP_SUMS_BLOCK = 1024
 STEP_SUMS_WARPS = 8
+# Ids of a row that one pass of the small log-prob kernels takes; pairs of them are compared 32 x 32.
+LOG_PROB_BLOCK = 32
+LOG_PROB_WARPS = 4
 _VECTOR_BYTES = 16
 
 

@@ -10,43 +10,61 @@ from sod_kernels.triton.row_state import (
     LOG2E,
     finite_base,
     join_parameter,
-    load_row_state,
-    needs_remeasure,
-    row_offset,
-    saved_base,
+    load_student,
+    load_target,
+    log2_of_mass,
+    row_start,
 )
 
 
 @triton.jit
 def sampled_log_prob(logits_row, sampled, base, log2_sum, scale):
-    """log-probability in bits of one column; NaN where the row has no mass or holds a NaN."""
+    """log-probability in nats of one column; NaN where the row has no mass or holds a NaN."""
     logit = tl.load(logits_row + sampled).to(tl.float64)
-    return (logit - base) * scale - log2_sum
+    return ((logit - base) * scale - log2_sum) * LN2
+
+
+@triton.jit
+def load_sum(partial_ptr, row, NUMBER: tl.constexpr, SPLITS: tl.constexpr):
+    """One of the second sweep's sums, over all programs of a row, in float64."""
+    offs = row.to(tl.int64) * (3 * SPLITS) + NUMBER * SPLITS + tl.arange(0, SPLITS)
+    return tl.sum(tl.load(partial_ptr + offs).to(tl.float64), axis=0)
 
 
 @triton.jit
 def divergence_of_row(
-    partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, DIVERGENCE: tl.constexpr, SPLITS: tl.constexpr
+    partial_ptr,
+    row,
+    sum_s,
+    sum_t,
+    sum_u,
+    log2_s,
+    log2_t,
+    beta,
+    DIVERGENCE: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """Unclamped divergence and kl_aux in nats, from the first sweep's state and the second's sums, if any."""
-    # Where a side has no mass the logarithm is NaN and carries the answer; 1 keeps the division quiet.
+    """Unclamped divergence and AUX in nats, from the first sweep's state and the second's sums, if any."""
+    aux = tl.full((), 1.0, tl.float64)
+    if partial_ptr is not None:
+        sum_u = load_sum(partial_ptr, row, 0, SPLITS)
+        aux = load_sum(partial_ptr, row, 1, SPLITS)
+    # Where a side has no mass its logarithm is NaN and carries the answer; 1 keeps the division quiet.
     mass_s = tl.where(sum_s == 0.0, 1.0, sum_s)
     mass_t = tl.where(sum_t == 0.0, 1.0, sum_t)
-    aux = tl.zeros_like(sum_s)
-    if partial_ptr is not None:
-        offs = row.to(tl.int64) * (2 * SPLITS) + tl.arange(0, SPLITS)
-        sum_u = tl.sum(tl.load(partial_ptr + offs).to(tl.float64), axis=0)
-        aux = tl.sum(tl.load(partial_ptr + offs + SPLITS).to(tl.float64), axis=0)
     if DIVERGENCE == "reverse_kl":
         value = (sum_u / mass_s + (log2_t - log2_s)) * LN2
         aux = value
     elif DIVERGENCE == "forward_kl":
         value = (sum_u / mass_t + (log2_s - log2_t)) * LN2
-        # The share of teacher mass above the floor; infinity tells the backward sweep to leave the KL out.
-        aux = aux / mass_t if partial_ptr is not None else tl.where(value == float("inf"), value, 1.0)
+        # The share of the teacher's mass above the floor.
+        if partial_ptr is not None:
+            aux = aux / mass_t
     else:
+        aux = (1.0 - beta) * (aux / mass_s)
+        value = aux + beta * (sum_u / mass_t)
         # The second sweep cannot tell a row without mass; its logarithm is NaN.
-        value = tl.where((log2_s == log2_s) & (log2_t == log2_t), sum_u, float("nan"))
+        value = tl.where((log2_s == log2_s) & (log2_t == log2_t), value, float("nan"))
     return value, aux
 
 
@@ -59,12 +77,11 @@ def finish_rows_kernel(
     state_ptr,
     partial_ptr,
     token_kl_ptr,
+    token_reference_kl_ptr,
     student_log_probs_ptr,
     teacher_log_probs_ptr,
     student_entropy_ptr,
-    student_lse_ptr,
-    teacher_lse_ptr,
-    kl_aux_ptr,
+    row_state_ptr,
     rows_per_batch,
     stride_student_b,
     stride_student_t,
@@ -80,69 +97,73 @@ def finish_rows_kernel(
     HAS_FLOOR: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """All per-token results of one row.
+    """All per-token results of one row, and the row state (rows, 7) of `sod_kernels.types.RowState`.
 
-    Computes: token_kl (clamped at 0), kl_aux (not clamped), entropy, both log-sum-exps and, with sampled
-    ids, both sampled log-probabilities, in float64, as each is a difference of larger numbers. Walks over
-    no row: it reads the programs' states and sums and two single logits. Rows in no step get exact zeros.
-
-    kl_aux is the expectation of the quantity that the backward sweep makes from rounded log-sum-exps, see
-    `saved_base`, so that what it subtracts has the same constant.
+    Computes: token_kl, with a reference token_reference_kl (both clamped at 0; not so in the row state),
+    entropy, the log-sum-exps and, with sampled ids, both sampled log-probabilities, in float64, as each is a
+    difference of larger numbers. Walks over no row: it reads the programs' states and sums and two single
+    logits. Rows in no step get exact zeros.
     """
     row = tl.program_id(0)
     out = row.to(tl.int64)
+    state_row = row_state_ptr + out * 7
     if tl.load(step_ids_ptr + row) < 0:
+        offs = tl.arange(0, 8)
+        tl.store(state_row + offs, tl.zeros((8,), tl.float64), mask=offs < 7)
         tl.store(token_kl_ptr + out, 0.0)
         tl.store(student_entropy_ptr + out, 0.0)
-        tl.store(student_lse_ptr + out, 0.0)
-        tl.store(teacher_lse_ptr + out, 0.0)
-        tl.store(kl_aux_ptr + out, 0.0)
+        if token_reference_kl_ptr is not None:
+            tl.store(token_reference_kl_ptr + out, 0.0)
         if sampled_ids_ptr is not None:
             tl.store(student_log_probs_ptr + out, 0.0)
             tl.store(teacher_log_probs_ptr + out, 0.0)
         return
-    dtype: tl.constexpr = token_kl_ptr.dtype.element_ty
     inverse_temperature = join_parameter(inverse_temperature_high, inverse_temperature_low)
     scale = inverse_temperature * LOG2E
+    SIDES: tl.constexpr = 2 if token_reference_kl_ptr is None else 3
     MEASURE: tl.constexpr = "none" if partial_ptr is not None else DIVERGENCE
-    max_s, sum_s, max_t, sum_t, sum_h, sum_u = load_row_state(state_ptr, row, scale, MEASURE, SPLITS)
-    base_s = finite_base(max_s)
-    base_t = finite_base(max_t)
-    log2_s = tl.where(sum_s == 0.0, float("nan"), tl.log2(tl.where(sum_s == 0.0, 1.0, sum_s)))
-    log2_t = tl.where(sum_t == 0.0, float("nan"), tl.log2(tl.where(sum_t == 0.0, 1.0, sum_t)))
-
-    lse_s = base_s * inverse_temperature + log2_s * LN2
-    lse_t = base_t * inverse_temperature + log2_t * LN2
-    saved_s = lse_s.to(dtype)
-    saved_t = lse_t.to(dtype)
-    residual_s = lse_s - saved_base(saved_s, inverse_temperature).to(tl.float64) * inverse_temperature
-    residual_t = lse_t - saved_base(saved_t, inverse_temperature).to(tl.float64) * inverse_temperature
-    rounding = tl.where(needs_remeasure(saved_s, saved_t), 0.0, residual_s - residual_t)
-    value, aux = divergence_of_row(partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, DIVERGENCE, SPLITS)
-    if DIVERGENCE == "reverse_kl":
-        aux += rounding
-    elif DIVERGENCE == "forward_kl":
-        aux *= tl.exp(-rounding)
-    else:
-        # To first order around p = q, the only place where so small a number can be seen.
-        beta = join_parameter(beta_high, beta_low)
-        aux += beta * (1.0 - beta) * rounding
-    tl.store(token_kl_ptr + out, tl.where(value < 0.0, 0.0, value))
-    tl.store(kl_aux_ptr + out, aux)
+    max_s, sum_s, sum_h = load_student(state_ptr, row, scale, SIDES, SPLITS)
+    max_t, sum_t, sum_u = load_target(state_ptr, row, scale, 1, MEASURE, SIDES, SPLITS)
+    log2_s = log2_of_mass(sum_s)
+    log2_t = log2_of_mass(sum_t)
+    beta = join_parameter(beta_high, beta_low)
+    value, aux = divergence_of_row(
+        partial_ptr, row, sum_s, sum_t, sum_u, log2_s, log2_t, beta, DIVERGENCE, SPLITS
+    )
     mass_s = tl.where(sum_s == 0.0, 1.0, sum_s)
-    tl.store(student_entropy_ptr + out, (log2_s - sum_h / mass_s) * LN2)
-    tl.store(student_lse_ptr + out, saved_s)
-    tl.store(teacher_lse_ptr + out, saved_t)
+    entropy = (log2_s - sum_h / mass_s) * LN2
+    tl.store(state_row, finite_base(max_s) * inverse_temperature + log2_s * LN2)
+    tl.store(state_row + 1, entropy)
+    tl.store(state_row + 2, finite_base(max_t) * inverse_temperature + log2_t * LN2)
+    tl.store(state_row + 3, value)
+    tl.store(state_row + 4, aux)
+    # A comparison, not a maximum: NaN has to stay NaN.
+    tl.store(token_kl_ptr + out, tl.where(value < 0.0, 0.0, value))
+    tl.store(student_entropy_ptr + out, entropy)
+
+    if token_reference_kl_ptr is not None:
+        FROM_FIRST: tl.constexpr = "none" if HAS_FLOOR else "reverse_kl"
+        max_r, sum_r, sum_v = load_target(state_ptr, row, scale, 2, FROM_FIRST, SIDES, SPLITS)
+        log2_r = log2_of_mass(sum_r)
+        if HAS_FLOOR:
+            sum_v = load_sum(partial_ptr, row, 2, SPLITS)
+        reference_value = (sum_v / mass_s + (log2_r - log2_s)) * LN2
+        tl.store(state_row + 5, finite_base(max_r) * inverse_temperature + log2_r * LN2)
+        tl.store(state_row + 6, reference_value)
+        clamped = tl.where(reference_value < 0.0, 0.0, reference_value)
+        tl.store(token_reference_kl_ptr + out, clamped)
+    else:
+        tl.store(state_row + 5, 0.0)
+        tl.store(state_row + 6, 0.0)
 
     if sampled_ids_ptr is not None:
         sampled = tl.load(sampled_ids_ptr + row)
-        student_row = student_ptr + row_offset(row, rows_per_batch, stride_student_b, stride_student_t)
-        teacher_row = teacher_ptr + row_offset(row, rows_per_batch, stride_teacher_b, stride_teacher_t)
-        log_p = sampled_log_prob(student_row, sampled, base_s, log2_s, scale) * LN2
-        log_q = sampled_log_prob(teacher_row, sampled, base_t, log2_t, scale) * LN2
+        student_row = row_start(student_ptr, row, rows_per_batch, stride_student_b, stride_student_t)
+        teacher_row = row_start(teacher_ptr, row, rows_per_batch, stride_teacher_b, stride_teacher_t)
+        log_p = sampled_log_prob(student_row, sampled, finite_base(max_s), log2_s, scale)
+        log_q = sampled_log_prob(teacher_row, sampled, finite_base(max_t), log2_t, scale)
         if HAS_FLOOR:
             floor = join_parameter(floor_high, floor_low)
-            # A comparison, not a maximum: NaN has to stay NaN.
             log_q = tl.where(log_q < floor, floor, log_q)
         tl.store(student_log_probs_ptr + out, log_p)
         tl.store(teacher_log_probs_ptr + out, log_q)

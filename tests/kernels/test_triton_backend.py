@@ -10,16 +10,18 @@ import pytest
 import torch
 
 import sod_kernels
+from sod_kernels.reference import backend as reference_backend
 from sod_kernels.testing import (
     CASE_REASONS,
     check_backend_forward_backward,
+    check_backend_log_probs,
     check_issue_targets,
     make_case,
-    nan_filled_empty,
+    make_log_prob_inputs,
     truth,
 )
 from sod_kernels.triton import backend
-from sod_kernels.triton.config import SweepConfig
+from sod_kernels.triton.config import LOG_PROB_BLOCK, SweepConfig
 
 pytest.importorskip("triton")
 
@@ -35,45 +37,100 @@ PER_DTYPE = (
     "shifted_some_rows",
     "warm",
 )
+# A float64 log-sum-exp of 10,000 has steps of 2e-12, and there is no wider number to keep the rest in.
+OTHER_DTYPES = [
+    (name, dtype)
+    for name in PER_DTYPE
+    for dtype in (torch.bfloat16, torch.float16, torch.float64)
+    if (name, dtype) != ("shifted_some_rows", torch.float64)
+]
+# Every way a second target can go wrong, each divergence beside it in turn.
+WITH_REFERENCE = {
+    ("odd_width", "reverse_kl"),
+    ("bad_rows", "forward_kl"),
+    ("teacher_excludes", "jsd"),
+    ("teacher_excludes", "reverse_kl"),
+    ("padded_vocab", "forward_kl"),
+    ("label_shift", "jsd"),
+    ("shared_teacher", "reverse_kl"),
+    ("shifted", "forward_kl"),
+    ("garbage_outside", "reverse_kl"),
+    ("equal", "jsd"),
+}
+# The cases that differ in the student, which is all that the log-prob sweeps read.
+STUDENT_ALONE = (
+    "one_column",
+    "odd_width",
+    "several_blocks",
+    "no_tokens",
+    "scattered_steps",
+    "peaked",
+    "shifted",
+    "shifted_some_rows",
+    "student_excludes",
+    "leading_block",
+    "bad_rows",
+    "garbage_outside",
+    "padded_vocab",
+    "label_shift",
+    "cool",
+)
 # Full rounds, a masked rest, lanes of several vectors and four programs to a row, in a small vocabulary.
 NARROW = SweepConfig(block_size=256, lanes=32, splits=4, num_warps=1)
 narrow_backend = SimpleNamespace(
-    forward=partial(backend.forward, config=NARROW), backward=partial(backend.backward, config=NARROW)
+    **{
+        name: partial(getattr(backend, name), config=NARROW)
+        for name in ("forward", "backward", "log_probs_forward", "log_probs_backward")
+    }
 )
 
 
 def run_forward(case, module=backend):
-    rows = (case.student_logits, case.teacher_logits, case.step_ids, case.sampled_ids)
-    return module.forward(*rows, case.num_steps, case.spec)
-
-
-def run_backward(case, stats, upstream, module=backend):
-    rows = (case.student_logits, case.teacher_logits, case.step_ids, case.sampled_ids)
-    saved = (stats.student_lse, stats.teacher_lse, stats.kl_aux, stats.student_entropy)
-    return module.backward(*upstream, *rows, *saved, case.spec)
+    return module.forward(case.inputs, case.num_steps, case.spec)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("name", SMALL)
 def test_matches_the_truth(name, divergence):
-    check_backend_forward_backward(backend, make_case(name, divergence=divergence, device=DEVICE))
+    with_reference = (name, divergence) in WITH_REFERENCE
+    case = make_case(name, divergence=divergence, device=DEVICE, with_reference=with_reference)
+    check_backend_forward_backward(backend, case)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", PER_DTYPE)
+@pytest.mark.parametrize(("name", "dtype"), OTHER_DTYPES, ids=str)
 def test_matches_the_truth_in_other_dtypes(name, dtype):
     divergence = DIVERGENCES[PER_DTYPE.index(name) % 3]
-    check_backend_forward_backward(
-        backend, make_case(name, divergence=divergence, dtype=dtype, device=DEVICE)
-    )
+    case = make_case(name, divergence=divergence, dtype=dtype, device=DEVICE, with_reference=True)
+    check_backend_forward_backward(backend, case)
+
+
+def test_second_target_leaves_the_first_alone():
+    case = make_case("plain", divergence="jsd", device=DEVICE, with_reference=True)
+    without = replace(case, reference_logits=None)
+    both, alone = run_forward(case), run_forward(without)
+    assert both.token_reference_kl.shape == case.step_ids.shape
+    for name in ("token_kl", "student_log_probs", "teacher_log_probs", "student_entropy", "step_sums"):
+        assert torch.equal(getattr(both, name), getattr(alone, name))
+    assert torch.equal(both.row_state[..., :5], alone.row_state[..., :5])
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
 @pytest.mark.parametrize(
-    "name", ["plain", "one_column", "peaked", "shifted", "bad_rows", "disjoint", "equal"]
+    ("name", "with_reference"),
+    [
+        ("plain", True),
+        ("one_column", False),
+        ("peaked", True),
+        ("shifted", False),
+        ("bad_rows", True),
+        ("disjoint", True),
+        ("equal", False),
+    ],
 )
-def test_floor_under_the_log_probs(name, divergence):
-    case = make_case(name, divergence=divergence, min_log_prob=-6.0, device=DEVICE)
+def test_floor_under_the_log_probs(name, with_reference, divergence):
+    case = make_case(
+        name, divergence=divergence, min_log_prob=-6.0, device=DEVICE, with_reference=with_reference
+    )
     check_backend_forward_backward(backend, case)
 
 
@@ -87,7 +144,17 @@ def test_works_without_sampled_ids(name):
     "name", ["odd_width", "leading_block", "padded_vocab", "teacher_excludes", "shifted"]
 )
 def test_result_holds_however_a_row_is_cut(name, divergence):
-    check_backend_forward_backward(narrow_backend, make_case(name, divergence=divergence, device=DEVICE))
+    with_reference = name in ("odd_width", "padded_vocab")
+    case = make_case(name, divergence=divergence, device=DEVICE, with_reference=with_reference)
+    check_backend_forward_backward(narrow_backend, case)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
+def test_floor_holds_however_a_row_is_cut(divergence):
+    case = make_case(
+        "odd_width", divergence=divergence, min_log_prob=-6.0, device=DEVICE, with_reference=True
+    )
+    check_backend_forward_backward(narrow_backend, case)
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
@@ -126,10 +193,26 @@ def test_gradient_of_a_small_divergence_alone(divergence, temperature):
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_gradient_far_from_zero_is_as_good_as_near_it(divergence):
+    # A float32 log-sum-exp near 10,000 has steps of 1e-3; the float64 row state keeps what they would lose.
+    near = make_case("near_equal", divergence=divergence, device=DEVICE)
+    # Few bits in the logits, so that the shift itself loses nothing.
+    student, teacher = ((side * 1024).round() / 1024 for side in (near.student_logits, near.teacher_logits))
+    near = replace(near, student_logits=student, teacher_logits=teacher)
+    far = replace(near, student_logits=student + 8192.0, teacher_logits=teacher - 4096.0)
+    check_issue_targets(backend, far)
+    ours, wanted = (
+        backend.backward(case.upstream, case.inputs, run_forward(case).row_state, case.spec).double()
+        for case in (far, near)
+    )
+    assert float((ours - wanted).norm() / wanted.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_bfloat16_gradient_is_within_one_unit_in_the_last_place(divergence):
     case = make_case("plain", divergence=divergence, dtype=torch.bfloat16, device=DEVICE)
-    upstream = (case.grad_token_kl, case.grad_student_log_probs, case.grad_student_entropy)
-    ours = run_backward(case, run_forward(case), upstream).double()
+    state = run_forward(case).row_state
+    ours = backend.backward(case.upstream, case.inputs, state, case.spec).double()
     exact = truth(case).grad_student_logits
     # bfloat16 has 8 significant bits. The additive part is for entries that cancel to nothing in float32.
     unit = torch.exp2(torch.floor(torch.log2(exact.abs().clamp(min=1e-30))) - 7)
@@ -137,7 +220,7 @@ def test_bfloat16_gradient_is_within_one_unit_in_the_last_place(divergence):
 
 
 def test_a_row_gives_the_same_bits_in_any_batch():
-    case = make_case("several_blocks", device=DEVICE)
+    case = make_case("several_blocks", device=DEVICE, with_reference=True)
     whole = run_forward(case)
     for row in range(case.step_ids.shape[1]):
         one = (slice(None), slice(row, row + 1))
@@ -145,39 +228,54 @@ def test_a_row_gives_the_same_bits_in_any_batch():
             case,
             student_logits=case.student_logits[one],
             teacher_logits=case.teacher_logits[one],
+            reference_logits=case.reference_logits[one],
             step_ids=case.step_ids[one].contiguous(),
             sampled_ids=case.sampled_ids[one].contiguous(),
         )
-        for ours, alone in zip(whole[:7], run_forward(part)[:7], strict=True):
+        for ours, alone in zip(whole[:6], run_forward(part)[:6], strict=True):
             assert torch.equal(ours[one], alone)
 
 
-def test_upstream_gradients_may_be_expanded_scalars():
-    case = make_case("plain", device=DEVICE)
-    stats = run_forward(case)
-    one = torch.ones((), device=DEVICE)
-    shape = case.step_ids.shape
-    expanded = run_backward(case, stats, [one.expand(shape)] * 3)
-    assert torch.equal(expanded, run_backward(case, stats, [torch.ones(shape, device=DEVICE)] * 3))
+@pytest.mark.parametrize("name", STUDENT_ALONE)
+def test_log_probs_match_the_truth(name):
+    check_backend_log_probs(backend, make_case(name, device=DEVICE))
 
 
-@pytest.mark.parametrize(("shape", "num_steps"), [((1, 0), 0), ((0, 4), 3), ((2, 0), 2)])
-def test_no_rows_at_all(shape, num_steps):
-    case = make_case("plain", device=DEVICE)
-    logits = torch.empty((*shape, 37), device=DEVICE)
-    ids = torch.empty(shape, dtype=torch.int64, device=DEVICE)
-    case = replace(case, student_logits=logits, teacher_logits=logits.clone(), step_ids=ids, sampled_ids=ids)
-    with nan_filled_empty():
-        stats = run_forward(replace(case, num_steps=num_steps))
-        grad = run_backward(case, stats, [torch.empty(shape, device=DEVICE)] * 3)
-    assert grad.shape == logits.shape
-    assert torch.equal(stats.step_sums, torch.zeros_like(stats.step_sums))
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("student_excludes", torch.bfloat16), ("several_blocks", torch.float16), ("warm", torch.float64)],
+)
+def test_log_probs_in_other_dtypes(name, dtype):
+    check_backend_log_probs(backend, make_case(name, dtype=dtype, device=DEVICE))
+
+
+@pytest.mark.parametrize("name", ["odd_width", "padded_vocab", "leading_block"])
+def test_log_probs_hold_however_a_row_is_cut(name):
+    check_backend_log_probs(narrow_backend, make_case(name, device=DEVICE))
+
+
+@pytest.mark.parametrize("num_ids", [1, LOG_PROB_BLOCK, LOG_PROB_BLOCK + 3])
+def test_any_number_of_ids_adds_up(num_ids):
+    # Few columns, so that every id comes again, in its own block of ids and in another.
+    inputs, upstream = make_log_prob_inputs(make_case("cool", device=DEVICE))
+    shape = (*inputs.step_ids.shape, num_ids)
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(-1, 9, shape, generator=generator).to(DEVICE)
+    gradients = torch.randn(shape, generator=generator).to(DEVICE)
+    # What stands at an absent id is nobody's.
+    gradients = torch.where(ids < 0, torch.nan, gradients)
+    inputs, upstream = inputs._replace(ids=ids), upstream._replace(log_probs=gradients)
+    stats, wanted = backend.log_probs_forward(inputs), reference_backend.log_probs_forward(inputs)
+    torch.testing.assert_close(stats.log_probs, wanted.log_probs)
+    ours = backend.log_probs_backward(upstream, inputs, stats.row_state)
+    exact = reference_backend.log_probs_backward(upstream, inputs, wanted.row_state)
+    torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_step_kl_agrees_with_the_reference(divergence, dtype):
-    case = make_case("label_shift", divergence=divergence, dtype=dtype, device=DEVICE)
+    case = make_case("label_shift", divergence=divergence, dtype=dtype, device=DEVICE, with_reference=True)
     results = []
     for name in ("reference", "triton"):
         student = case.student_logits.detach().clone().requires_grad_()
@@ -186,6 +284,7 @@ def test_step_kl_agrees_with_the_reference(divergence, dtype):
             case.teacher_logits,
             case.step_ids,
             sampled_ids=case.sampled_ids,
+            reference_logits=case.reference_logits,
             divergence=divergence,
             temperature=0.7,
             weighting=sod_kernels.SodWeighting(),
@@ -194,7 +293,9 @@ def test_step_kl_agrees_with_the_reference(divergence, dtype):
         assert output.backend == name
         objective = output.loss + 0.3 * output.student_log_probs.sum() - 0.1 * output.student_entropy.sum()
         (grad,) = torch.autograd.grad(objective, student)
-        results.append((output.loss, output.step_divergence, output.step_weights, grad))
+        results.append(
+            (output.loss, output.token_reference_kl, output.step_divergence, output.step_weights, grad)
+        )
     for reference, ours in zip(*results, strict=True):
         tolerance = 1e-2 if ours.dtype == torch.bfloat16 else 2e-6
         torch.testing.assert_close(ours, reference, rtol=tolerance, atol=1e-6)
@@ -204,12 +305,15 @@ def test_step_kl_agrees_with_the_reference(divergence, dtype):
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CUDA graph needs a GPU")
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_graph_replays_forward_and_backward(divergence):
-    case = make_case("several_blocks", divergence=divergence, device=DEVICE)
-    upstream = (case.grad_token_kl, case.grad_student_log_probs, case.grad_student_entropy)
+    case = make_case("several_blocks", divergence=divergence, device=DEVICE, with_reference=True)
+    log_prob_inputs, log_prob_upstream = make_log_prob_inputs(case)
 
     def step():
         stats = run_forward(case)
-        return (*stats, run_backward(case, stats, upstream))
+        grad = backend.backward(case.upstream, case.inputs, stats.row_state, case.spec)
+        alone = backend.log_probs_forward(log_prob_inputs)
+        grad_alone = backend.log_probs_backward(log_prob_upstream, log_prob_inputs, alone.row_state)
+        return (*stats, grad, *alone, grad_alone)
 
     wanted = step()
     graph = torch.cuda.CUDAGraph()
