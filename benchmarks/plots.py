@@ -42,7 +42,10 @@ def draw_roofline(document: Document, path: Path) -> None:
         )
     axes.set_xlabel("least operations per byte of least traffic")
     axes.set_ylabel("GFLOP/s of the least work")
-    axes.set_title(f"forward+backward on {document.origin['device']}", fontsize=10)
+    axes.set_title(
+        f"forward+backward on {document.origin['device']} (circles step_kl, squares linear, triangles top-k)",
+        fontsize=10,
+    )
     _finish(figure, path)
 
 

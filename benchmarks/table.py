@@ -24,8 +24,7 @@ def render(document: Document) -> str:
     """
     parts = [_origin(document)]
     for _, group in groupby(document.rows, key=lambda row: row.case_key):
-        rows = list(group)
-        parts.append(f"### {_title(rows[0])}\n\n{_HEAD}\n" + "\n".join(_line(row) for row in _ordered(rows)))
+        parts.append(_case(list(group)))
     parts.append("## Wins and losses\n\n" + _verdicts(document.rows))
     return "\n\n".join(parts) + "\n"
 
@@ -51,15 +50,32 @@ def _title(row: Row) -> str:
     return f"{row.op} {row.sweeps}, {row.pair}, N={row.rows}, V={row.vocab}{widths}, {row.dtype}{limit}"
 
 
-def _ordered(rows: list[Row]) -> list[Row]:
-    """Fastest first, those that were not timed last."""
-    return sorted(rows, key=lambda row: (row.median_s is None, row.median_s or 0.0))
+def _case(rows: list[Row]) -> str:
+    """One table, fastest first, then who was not timed and why."""
+    timed = sorted((row for row in rows if row.status == OK), key=lambda row: row.median_s or 0.0)
+    parts = [f"### {_title((timed or rows)[0])}"]
+    if timed:
+        parts.append("\n".join([_HEAD, *(_line(row) for row in timed)]))
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status != OK:
+            reasons.setdefault(f"{row.status}: {_reason(row)}", []).append(row.contestant)
+    if reasons:
+        parts.append("\n".join(f"- {', '.join(names)}: {reason}" for reason, names in reasons.items()))
+    return "\n\n".join(parts)
+
+
+def _reason(row: Row) -> str:
+    if row.loss_error is None:
+        return str(row.reason)
+    gradient = _number(row.gradient_error, ".0e")
+    return f"{row.reason} Loss off by {_number(row.loss_error, '.0e')}, gradient by {gradient}."
 
 
 def _line(row: Row) -> str:
     off = f"{_number(row.loss_error, '.0e')} | {_number(row.gradient_error, '.0e')}"
-    if row.status != OK or row.median_s is None or row.limit_s is None:
-        return f"| {row.contestant} | {row.status}: {row.reason} | | | | | | {off} |"
+    if row.median_s is None or row.limit_s is None:
+        raise ValueError(f"The row of {row.contestant} has status ok and no time.")
     rates = f"{_number(row.bytes_per_s, '.1f', 1e9)} | {_number(row.flops_per_s, '.1f', 1e9)}"
     return (
         f"| {row.contestant} | {row.median_s * 1e3:.1f} | {_number(row.p20_s, '.1f', 1e-3)} – "
@@ -89,12 +105,13 @@ def _verdicts(rows: list[Row]) -> str:
 def _verdict(ours: Row, other: Row) -> str:
     ratio = (other.median_s or 0.0) / (ours.median_s or 1.0)
     word = "win" if ratio > 1.0 else "**LOSS**"
+    times = (
+        f"{(ours.median_s or 0.0) * 1e3:.1f} ms, {other.contestant} {(other.median_s or 0.0) * 1e3:.1f} ms"
+    )
     memory = ""
     if ours.peak_extra_bytes is not None and other.peak_extra_bytes is not None:
         memory = (
             f", memory {ours.peak_extra_bytes / 2**20:.0f} against {other.peak_extra_bytes / 2**20:.0f} MiB"
         )
     case = f"{ours.op} {ours.sweeps}, {ours.pair}, N={ours.rows}, {ours.dtype}"
-    return (
-        f"- {word}: {ours.contestant} takes 1/{ratio:.2f} of the time of {other.contestant} ({case}){memory}"
-    )
+    return f"- {word} {ratio:.2f}x, {case}: {ours.contestant} {times}{memory}"
