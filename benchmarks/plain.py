@@ -54,6 +54,15 @@ _FORMULAS: dict[str, tuple[Callable[..., Tensor], Callable[[Any], tuple[Tensor, 
 }
 
 
+def with_own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Copy a function of this module down to its code.
+
+    torch keeps what it compiled with the code, so that of two compilations of one function each might be
+    answered by the other's.
+    """
+    return FunctionType(function.__code__.replace(), globals())
+
+
 def plain_contestants(op: str) -> list[Contestant]:
     """List torch eager and both kinds of torch.compile for an op.
 
@@ -73,9 +82,7 @@ def plain_contestants(op: str) -> list[Contestant]:
         return prepare
 
     def compiled(*, is_dynamic: bool) -> Callable[[Any], Loss]:
-        # Code of its own: torch keeps what it compiled with the code, and one kind would get the other's.
-        fresh = FunctionType(formula.__code__.replace(), globals())
-        return bind(torch.compile(fresh, dynamic=is_dynamic))
+        return bind(torch.compile(with_own_code(formula), dynamic=is_dynamic))
 
     needed = float_logits(copies)
     return [

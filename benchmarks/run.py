@@ -58,16 +58,39 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=ROOT / ".peers", help="where the peers are installed")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
     options = parser.parse_args(arguments)
+    _check(parser, options)
+    try:
+        options.cases = planned_cases(
+            options.device,
+            options.profile,
+            ops=tuple(options.ops),
+            pairs=tuple(options.pairs),
+            rows=tuple(options.rows),
+            dtypes=tuple(options.dtypes),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if any(count < 1 for count in options.rows):
         parser.error(f"--rows takes counts of at least 1, got {options.rows}.")
-    return options
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads takes a count of at least 1, got {options.threads}.")
+    if options.budget is not None and options.budget <= 0:
+        parser.error(f"--budget takes seconds above 0, got {options.budget}.")
+    try:
+        re.compile(options.contestants)
+    except re.error as error:
+        parser.error(f"--contestants takes a regular expression, got {options.contestants!r}: {error}.")
 
 
 def measure(options: argparse.Namespace) -> Document:
     """Run all cases of the command line.
 
     Args:
-        options: From `parse_arguments`.
+        options: From `parse_arguments`, with the cases in `cases`.
 
     Returns:
         The run.
@@ -76,19 +99,11 @@ def measure(options: argparse.Namespace) -> Document:
         torch.set_num_threads(options.threads)
     add_to_path(options.peers)
     device = make_device(options.device)
-    cases = planned_cases(
-        options.device,
-        options.profile,
-        ops=tuple(options.ops),
-        pairs=tuple(options.pairs),
-        rows=tuple(options.rows),
-        dtypes=tuple(options.dtypes),
-    )
     bandwidth = measure_bandwidth(device)
     print(f"read {bandwidth.read / 1e9:.1f} GB/s, copy {bandwidth.copy / 1e9:.1f} GB/s", flush=True)
     budget_s = options.budget or _BUDGET_S[options.device, options.profile]
     rows, matmul_rates = [], []
-    for case in cases:
+    for case in options.cases:
         contestants = contestants_of(case.op, options.contestants)
         result = measure_case(
             case, contestants, device, bandwidth, budget_s=budget_s, say=lambda line: print(line, flush=True)
@@ -113,8 +128,8 @@ def _version(package: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the files; 1 if anything of ours is wrong or broke."""
-    document = measure(parse_arguments(arguments))
     options = parse_arguments(arguments)
+    document = measure(options)
     path = record.path_of(document.origin, options.output)
     record.write(document, path.with_suffix(".json"))
     table = render(document)
