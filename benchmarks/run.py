@@ -30,7 +30,7 @@ from benchmarks.record import FAILED, RESULTS, ROOT, WRONG, Document
 from benchmarks.shapes import DTYPES, OPS, PAIRS, planned_cases
 from benchmarks.table import render
 
-_BUDGET_S = {("cpu", "full"): 10.0, ("cpu", "quick"): 2.0, ("cuda", "full"): 1.0, ("cuda", "quick"): 1.0}
+_BUDGET_S = {("cpu", "full"): 6.0, ("cpu", "quick"): 2.0, ("cuda", "full"): 1.0, ("cuda", "quick"): 1.0}
 
 
 def contestants_of(op: str, pattern: str) -> list[Contestant]:
