@@ -12,7 +12,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from benchmarks.ours import our_contestants
 from benchmarks.peers import add_to_path, peer_contestants, versions
 from benchmarks.plain import plain_contestants
 from benchmarks.plots import draw_growth, draw_roofline
-from benchmarks.record import FAILED, RESULTS, ROOT, WRONG, Document
+from benchmarks.record import FAILED, RESULTS, ROOT, WRONG, Document, Row
 from benchmarks.shapes import DTYPES, OPS, PAIRS, planned_cases
-from benchmarks.table import render
+from benchmarks.table import render, render_cases, render_verdicts
 
 _BUDGET_S = {("cpu", "full"): 6.0, ("cpu", "quick"): 2.0, ("cuda", "full"): 1.0, ("cuda", "quick"): 1.0}
 
@@ -86,37 +86,41 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error(f"--contestants takes a regular expression, got {options.contestants!r}: {error}.")
 
 
-def measure(options: argparse.Namespace) -> Document:
+def measure(options: argparse.Namespace) -> Iterator[Document]:
     """Run all cases of the command line.
 
     Args:
         options: From `parse_arguments`, with the cases in `cases`.
 
-    Returns:
-        The run.
+    Yields:
+        The run so far, after every case.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     add_to_path(options.peers)
     device = make_device(options.device)
+    origin = record.provenance(device.name(), device.kind, {"triton": _version("triton"), **versions()})
     bandwidth = measure_bandwidth(device)
-    print(f"read {bandwidth.read / 1e9:.1f} GB/s, copy {bandwidth.copy / 1e9:.1f} GB/s", flush=True)
+    _say(f"read {bandwidth.read / 1e9:.1f} GB/s, copy {bandwidth.copy / 1e9:.1f} GB/s")
     budget_s = options.budget or _BUDGET_S[options.device, options.profile]
-    rows, matmul_rates = [], []
+    rows: list[Row] = []
+    matmul_rates: list[float] = []
     for case in options.cases:
         contestants = contestants_of(case.op, options.contestants)
-        result = measure_case(
-            case, contestants, device, bandwidth, budget_s=budget_s, say=lambda line: print(line, flush=True)
-        )
+        result = measure_case(case, contestants, device, bandwidth, budget_s=budget_s, say=_say)
         rows += result.rows
         matmul_rates += [rate for rate in (result.matmul_flops_per_s,) if rate is not None]
-    libraries = {"triton": _version("triton"), **versions()}
-    return Document(
-        origin=record.provenance(device.name(), device.kind, libraries),
-        bandwidth=bandwidth,
-        matmul_flops_per_s=max(matmul_rates, default=None),
-        rows=rows,
-    )
+        _say("\n" + render_cases(result.rows) + "\n")
+        yield Document(
+            origin=origin,
+            bandwidth=bandwidth,
+            matmul_flops_per_s=max(matmul_rates, default=None),
+            rows=list(rows),
+        )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _version(package: str) -> str:
@@ -129,19 +133,17 @@ def _version(package: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the files; 1 if anything of ours is wrong or broke."""
     options = parse_arguments(arguments)
-    document = measure(options)
-    path = record.path_of(document.origin, options.output)
-    record.write(document, path.with_suffix(".json"))
-    table = render(document)
-    path.with_suffix(".md").write_text(table)
+    for document in measure(options):
+        path = record.path_of(document.origin, options.output)
+        # After every case, so that a run that is cut short leaves what it had.
+        record.write(document, path.with_suffix(".json"))
+        path.with_suffix(".md").write_text(render(document))
     draw_roofline(document, path.with_name(path.name + "-roofline.png"))
     draw_growth(document, path.with_name(path.name + "-growth.png"))
-    print(f"\n{table}\nwritten: {os.path.relpath(path)}.json, .md, -roofline.png, -growth.png")
+    _say(f"{render_verdicts(document.rows)}\n\nwritten: {os.path.relpath(path)}.json, .md and two plots")
     bad = [row for row in document.rows if row.kind == OURS and row.status in (WRONG, FAILED)]
     for row in bad:
-        print(
-            f"{row.status}: {row.contestant}, {row.op} {row.sweeps}, {row.pair}, N={row.rows}: {row.reason}"
-        )
+        _say(f"{row.status}: {row.contestant}, {row.op} {row.sweeps}, {row.pair}, N={row.rows}: {row.reason}")
     return 1 if bad else 0
 
 

@@ -22,11 +22,40 @@ def render(document: Document) -> str:
     Returns:
         Markdown: where it ran, one table per case and pass, wins and losses.
     """
-    parts = [_origin(document)]
-    for _, group in groupby(document.rows, key=lambda row: row.case_key):
-        parts.append(_case(list(group)))
-    parts.append("## Wins and losses\n\n" + _verdicts(document.rows))
-    return "\n\n".join(parts) + "\n"
+    return (
+        "\n\n".join([_origin(document), render_cases(document.rows), render_verdicts(document.rows)]) + "\n"
+    )
+
+
+def render_cases(rows: list[Row]) -> str:
+    """Render one table per case and pass.
+
+    Args:
+        rows: Those of a case and pass next to each other.
+
+    Returns:
+        Markdown.
+    """
+    return "\n\n".join(_case(list(group)) for _, group in groupby(rows, key=lambda row: row.case_key))
+
+
+def render_verdicts(rows: list[Row]) -> str:
+    """Set our fastest backend without weights, which does the peers' work, against every other contestant.
+
+    Args:
+        rows: Those of a case and pass next to each other.
+
+    Returns:
+        Markdown, a line per comparison.
+    """
+    lines = []
+    for _, group in groupby(rows, key=lambda row: row.case_key):
+        timed = [row for row in group if row.median_s is not None]
+        ours = [row for row in timed if row.kind == OURS and "weights" not in row.contestant]
+        if ours:
+            best = min(ours, key=lambda row: row.median_s or 0.0)
+            lines += [_verdict(best, other) for other in timed if other.kind != OURS]
+    return "## Wins and losses\n\n" + ("\n".join(lines) if lines else "Nothing of ours was timed.")
 
 
 def _origin(document: Document) -> str:
@@ -86,20 +115,6 @@ def _line(row: Row) -> str:
 
 def _number(value: float | None, form: str, unit: float = 1.0) -> str:
     return "–" if value is None else format(value / unit, form)
-
-
-def _verdicts(rows: list[Row]) -> str:
-    """Set our fastest backend without weights, which does the peers' work, against every other contestant."""
-    lines = []
-    for _, group in groupby(rows, key=lambda row: row.case_key):
-        timed = [row for row in group if row.median_s is not None]
-        ours = [row for row in timed if row.kind == OURS and "weights" not in row.contestant]
-        others = [row for row in timed if row.kind != OURS]
-        if not ours:
-            continue
-        best = min(ours, key=lambda row: row.median_s or 0.0)
-        lines += [_verdict(best, other) for other in others]
-    return "\n".join(lines) if lines else "Nothing of ours was timed."
 
 
 def _verdict(ours: Row, other: Row) -> str:
