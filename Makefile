@@ -72,7 +72,7 @@ bench: $(STAMP) $(PEERS)  ## Benchmarks beside their peers in about ten minutes:
 	$(BIN)/python -m benchmarks.run $(BENCH)
 	$(BIN)/python benchmarks/bench_step_weights.py
 
-bench-quick: $(STAMP) $(PEERS)  ## The same on a few small shapes, in about two minutes
+bench-quick: $(STAMP) $(PEERS)  ## The same on a few small shapes, in a few minutes
 	$(BIN)/python -m benchmarks.run --profile quick $(BENCH)
 
 bench-pytest: $(STAMP)  ## Small shapes under pytest-benchmark, for watching one change
