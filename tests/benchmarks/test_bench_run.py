@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks import run
 
@@ -46,3 +47,15 @@ def test_a_case_that_no_profile_has_is_named_by_the_command(capsys):
     with pytest.raises(SystemExit):
         run.main(["--profile", "quick", "--pairs", "llama3.2-1b-from-8b"])
     assert "name --rows as well" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu_times_peers_and_torch(tmp_path):
+    arguments = ["--device", "cuda", *TINY, "--contestants", "eager|triton|fla|Liger"]
+    assert run.main([*arguments, "--output", str(tmp_path)]) == 0
+    (record,) = tmp_path.glob("*/*.json")
+    rows = json.loads(record.read_text())["rows"]
+    eager = [row for row in rows if row["contestant"] == "torch eager"]
+    assert {row["status"] for row in eager} == {"ok"}
+    assert all(row["peak_extra_bytes"] > 0 for row in eager if row["sweeps"] == "forward+backward")
