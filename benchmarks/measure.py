@@ -108,11 +108,8 @@ def _enter(
     contestant: Contestant, inputs: Inputs, truth: TruthOf, device: Device, *, has_backward: bool
 ) -> _Entrant | dict[str, Any]:
     """Bind, run once, check; the columns of a row without timing if that does not work."""
-    needed = contestant.needed_bytes(inputs.case)
     try:
-        free = device.available_bytes()
-        if needed > free:
-            raise SkippedError(f"Needs about {needed / 2**30:.1f} GiB where {free / 2**30:.1f} are free.")
+        _leave_room(contestant.needed_bytes(inputs.case), device)
         run = _bind(contestant.prepare(inputs), inputs.leaves, has_backward=has_backward)
         if contestant.is_compiled:
             run()
@@ -133,6 +130,13 @@ def _enter(
             "gradient_error": errors.gradient,
         }
     return _Entrant(contestant=contestant, run=run, errors=errors, peak_extra_bytes=peak)
+
+
+def _leave_room(needed: int, device: Device) -> None:
+    """Refuse what would drive the system out of memory; asking for the free memory is not free itself."""
+    free = device.available_bytes() if needed > 0 else 0
+    if needed > free:
+        raise SkippedError(f"Needs about {needed / 2**30:.1f} GiB where {free / 2**30:.1f} are free.")
 
 
 def _bind(loss: Loss, leaves: tuple[Tensor, ...], *, has_backward: bool) -> Callable[[], Result]:
