@@ -19,7 +19,7 @@ def compare(first: Document, second: Document) -> str:
 
     Returns:
         Markdown; the ratio is the second time over the first, so below 1 the second is faster. Rows that only
-        one run has are listed, and differing devices are said.
+        one run has are listed, those that neither timed are left out, and differing devices are said.
     """
     lines = [f"A: {_name(first)}", f"B: {_name(second)}"]
     if first.origin["device"] != second.origin["device"]:
@@ -31,10 +31,15 @@ def compare(first: Document, second: Document) -> str:
     ]
     old = {row.key: row for row in first.rows}
     new = {row.key: row for row in second.rows}
-    lines += [_line(old[key], new[key]) for key in old if key in new]
+    lines += [_line(old[key], new[key]) for key in old if key in new and _was_timed(old[key], new[key])]
+    lines.append("")
     lines += [f"only in A: {_title(old[key])}, {old[key].contestant}" for key in old if key not in new]
     lines += [f"only in B: {_title(new[key])}, {new[key].contestant}" for key in new if key not in old]
     return "\n".join(lines) + "\n"
+
+
+def _was_timed(*rows: Row) -> bool:
+    return any(row.median_s is not None for row in rows)
 
 
 def _name(document: Document) -> str:

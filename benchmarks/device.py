@@ -173,7 +173,7 @@ def measure_matmuls(
         lambda: torch.mm(logits, head, out=hidden_gradient),
         lambda: torch.mm(logits.t(), hidden, out=head_gradient),
     ]
-    rounds = 10 if device.kind == "cuda" else 3
+    rounds = 10 if device.kind == "cuda" else 2
     total = sum(min(device.seconds(product) for _ in range(rounds)) for product in products)
     return total * student[0].shape[0] / rows
 

@@ -113,15 +113,15 @@ def memory_limit_s(needed: Work, bandwidth: Bandwidth) -> float:
     return needed.read_bytes / bandwidth.read + needed.mixed_bytes / bandwidth.copy
 
 
-def limit_s(needed: Work, bandwidth: Bandwidth, matmul_s: float | None) -> float:
+def limit_s(needed: Work, bandwidth: Bandwidth, matmul_s: float) -> float:
     """Seconds that the op cannot beat at the rates measured.
 
     Args:
         needed: The least work.
         bandwidth: Measured in this run.
-        matmul_s: Measured seconds of the op's matrix products alone, at its shapes; None for an op without.
+        matmul_s: Measured seconds of the op's matrix products alone, at its shapes; 0 for an op without.
 
     Returns:
         The larger of the two limits, as products and traffic can overlap.
     """
-    return max(memory_limit_s(needed, bandwidth), matmul_s or 0.0)
+    return max(memory_limit_s(needed, bandwidth), matmul_s)

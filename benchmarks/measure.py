@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.contestant import OURS, Contestant, Loss, SkippedError
 from benchmarks.device import Device, measure_matmuls
 from benchmarks.inputs import HiddenInputs, Inputs, make_inputs
-from benchmarks.limits import Bandwidth, limit_s, work
+from benchmarks.limits import Bandwidth, Work, limit_s, work
 from benchmarks.record import FAILED, OK, SKIPPED, WRONG, Row, make_row, measured
 from benchmarks.shapes import PASSES, Case
-from benchmarks.timing import time_in_turns
+from benchmarks.timing import Timing, time_in_turns
 from benchmarks.truth import Errors, TruthOf
 
 # What a result may be off by before it is called wrong and not timed: loss, gradient. A 16-bit gradient has
@@ -77,7 +77,7 @@ def measure_case(
     truth = TruthOf(inputs)
     matmul_s = _matmul_s(inputs, device)
     rows: list[Row] = []
-    # Backward first: it checks the most, and who fails there is not asked again.
+    # Backward first: it checks the most.
     for sweeps in reversed(PASSES[case.op]):
         has_backward = sweeps == "forward+backward"
         say(f"{case}, {sweeps}")
@@ -88,14 +88,20 @@ def measure_case(
             if not isinstance(outcome, _Entrant):
                 rows.append(make_row(case, sweeps, contestant, **outcome))
             say(f"  {contestant.name}: {_describe(outcome)}")
-        rows += _time(case, sweeps, entrants, device, bandwidth, matmul_s, budget_s=budget_s)
-    needed = work(case, has_backward=True)
-    return CaseResult(rows=rows, matmul_flops_per_s=needed.matmul_flops / matmul_s if matmul_s else None)
+        calls = {each.contestant.name: each.run for each in entrants}
+        timings = time_in_turns(calls, device, budget_s=budget_s)
+        # Before and after, as a limit that is measured in a busy moment would be no limit.
+        matmul_s = min(matmul_s, _matmul_s(inputs, device))
+        needed = work(case, has_backward=has_backward)
+        limit = limit_s(needed, bandwidth, matmul_s)
+        rows += _make_rows(case, sweeps, entrants, timings, needed, limit)
+    products = work(case, has_backward=True).matmul_flops
+    return CaseResult(rows=rows, matmul_flops_per_s=products / matmul_s if products else None)
 
 
-def _matmul_s(inputs: Inputs, device: Device) -> float | None:
+def _matmul_s(inputs: Inputs, device: Device) -> float:
     if not isinstance(inputs, HiddenInputs):
-        return None
+        return 0.0
     return measure_matmuls(
         device,
         (inputs.student, inputs.student_head),
@@ -151,19 +157,9 @@ def _bind(loss: Loss, leaves: tuple[Tensor, ...], *, has_backward: bool) -> Call
     return with_backward if has_backward else forward
 
 
-def _time(
-    case: Case,
-    sweeps: str,
-    entrants: list[_Entrant],
-    device: Device,
-    bandwidth: Bandwidth,
-    matmul_s: float | None,
-    *,
-    budget_s: float,
+def _make_rows(
+    case: Case, sweeps: str, entrants: list[_Entrant], timings: dict[str, Timing], needed: Work, limit: float
 ) -> list[Row]:
-    timings = time_in_turns({each.contestant.name: each.run for each in entrants}, device, budget_s=budget_s)
-    needed = work(case, has_backward=sweeps == "forward+backward")
-    limit = limit_s(needed, bandwidth, matmul_s)
     return [
         make_row(
             case,

@@ -59,7 +59,7 @@ def test_limit_is_reads_at_the_read_rate_and_the_rest_at_the_copy_rate():
     needed = Work(read_bytes=100, mixed_bytes=30, flops=1, matmul_flops=0)
     bandwidth = Bandwidth(read=10.0, copy=5.0)
     assert memory_limit_s(needed, bandwidth) == 100 / 10 + 30 / 5
-    assert limit_s(needed, bandwidth, None) == 16.0
+    assert limit_s(needed, bandwidth, 0.0) == 16.0
 
 
 @pytest.mark.parametrize(("matmul_s", "limit"), [(20.0, 20.0), (3.0, 16.0)])

@@ -69,9 +69,11 @@ def test_comparison_gives_the_ratio_of_the_second_to_the_first():
 
 
 def test_comparison_of_two_devices_says_so_and_shows_who_did_not_run():
-    text = compare(document(ABSENT), document(ABSENT, device="Another"))
+    present = replace(OURS, contestant=ABSENT.contestant)
+    text = compare(document(ABSENT, BAD), document(present, BAD, device="Another"))
     assert "The devices differ" in text
-    assert "| Liger LigerJSD | skipped | skipped | – |" in text
+    assert "| Liger LigerJSD | skipped | 10.0 | – | – | 40.0 |" in text
+    assert BAD.contestant not in text
 
 
 def test_compare_reads_files(tmp_path, capsys):
