@@ -136,6 +136,21 @@ def test_absent_peers_are_rows(monkeypatch):
     assert reasons["fla FusedKLDivLoss (forward KL)"] == "FusedKLDivLoss is Triton and needs a GPU."
 
 
+class Slow16(CpuDevice):
+    """A processor on which a 16-bit product takes five seconds and any other one."""
+
+    def seconds(self, run):
+        return 5.0 if run().dtype == torch.bfloat16 else 1.0
+
+
+def test_the_limit_of_products_is_that_of_the_quickest_dtype():
+    case = Case(op="linear_step_kl", pair=CASE.pair, rows=40, dtype="bfloat16")
+    bandwidth = Bandwidth(read=1e10, copy=1e10)
+    result = measure_case(case, [], Slow16(), bandwidth, budget_s=0.0, say=lambda line: None)
+    # Four products of a second each: 2 V (3 d_s + d_t) operations per token.
+    assert result.matmul_flops_per_s == 2 * 300 * (3 * 8 + 8) * 40 / 4.0
+
+
 class Clock:
     """A device whose calls take the seconds that they return."""
 
