@@ -5,10 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*.h csrc/include/sod/*)
 BUILD  := build/ctest
+PEERS  := .peers/.installed
+# More arguments for the benchmarks: make bench BENCH="--device cuda --ops step_kl"
+BENCH  ?=
 # cmake, ninja and clang-format of the pinned set come before those of the system.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-quick test check format ctest pytest aot cuda-compile bench clean
+.PHONY: help setup demo demo-quick test check format ctest pytest aot cuda-compile bench bench-quick bench-pytest clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -59,9 +62,21 @@ aot: $(STAMP)  ## Compile every Triton kernel for every architecture; check spil
 cuda-compile: $(STAMP)  ## Compile csrc/cuda with nvcc; check the resource report
 	$(BIN)/python csrc/cuda/compile_check.py
 
-bench: $(STAMP)  ## Benchmarks, side by side with their peers, JSON under benchmarks/results
-	$(BIN)/python benchmarks/bench_step_kl.py
+# Peers live apart from .venv and come last on the path, so that they cannot change what the tests run on.
+# Without a network they are rows that say so.
+$(PEERS): requirements-peers.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $< \
+		&& touch $@ || echo "The peers could not be installed; the table will say so."
+
+bench: $(STAMP) $(PEERS)  ## Benchmarks beside their peers in about ten minutes: table, plots, JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.run $(BENCH)
 	$(BIN)/python benchmarks/bench_step_weights.py
+
+bench-quick: $(STAMP) $(PEERS)  ## The same on a few small shapes, in a few minutes
+	$(BIN)/python -m benchmarks.run --profile quick $(BENCH)
+
+bench-pytest: $(STAMP)  ## Small shapes under pytest-benchmark, for watching one change
+	$(BIN)/python -m pytest benchmarks/test_small_shapes.py
 
 clean:  ## Remove what was built, keep the packages in .venv and the runs
 	rm -rf $(STAMP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -32,6 +32,13 @@ def load_sum(partial_ptr, row, NUMBER: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def log_sum_exp(maximum, mass, log2_of_mass, inverse_temperature):
+    """Log-sum-exp of a row; -inf without mass, which is what a shard of -inf only adds to its row."""
+    value = finite_base(maximum) * inverse_temperature + log2_of_mass * LN2
+    return tl.where(mass == 0.0, float("-inf"), value)
+
+
+@triton.jit
 def divergence_of_row(
     partial_ptr,
     row,
@@ -132,9 +139,9 @@ def finish_rows_kernel(
     )
     mass_s = tl.where(sum_s == 0.0, 1.0, sum_s)
     entropy = (log2_s - sum_h / mass_s) * LN2
-    tl.store(state_row, finite_base(max_s) * inverse_temperature + log2_s * LN2)
+    tl.store(state_row, log_sum_exp(max_s, sum_s, log2_s, inverse_temperature))
     tl.store(state_row + 1, entropy)
-    tl.store(state_row + 2, finite_base(max_t) * inverse_temperature + log2_t * LN2)
+    tl.store(state_row + 2, log_sum_exp(max_t, sum_t, log2_t, inverse_temperature))
     tl.store(state_row + 3, value)
     tl.store(state_row + 4, aux)
     # A comparison, not a maximum: NaN has to stay NaN.
@@ -148,7 +155,7 @@ def finish_rows_kernel(
         if HAS_FLOOR:
             sum_v = load_sum(partial_ptr, row, 2, SPLITS)
         reference_value = (sum_v / mass_s + (log2_r - log2_s)) * LN2
-        tl.store(state_row + 5, finite_base(max_r) * inverse_temperature + log2_r * LN2)
+        tl.store(state_row + 5, log_sum_exp(max_r, sum_r, log2_r, inverse_temperature))
         tl.store(state_row + 6, reference_value)
         clamped = tl.where(reference_value < 0.0, 0.0, reference_value)
         tl.store(token_reference_kl_ptr + out, clamped)

@@ -1,0 +1,82 @@
+"""The package's own functions, on every backend, without weights (as the peers) and with SOD's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+import sod_kernels
+from benchmarks.contestant import OURS, Contestant, Loss, SkippedError
+from benchmarks.inputs import HiddenInputs, Inputs, LogitsInputs, TopKInputs
+from sod_kernels import SodWeighting, backends
+
+BACKENDS = ("native", "triton", "reference")
+# Entries of the logits up to which the reference is timed.
+_REFERENCE_ENTRIES = 1 << 22
+
+
+def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+    if isinstance(inputs, LogitsInputs):
+        return inputs.student, inputs.teacher
+    if isinstance(inputs, TopKInputs):
+        return inputs.student, inputs.teacher_log_probs, inputs.teacher_ids
+    return inputs.student, inputs.student_head, inputs.teacher, inputs.teacher_head
+
+
+def _prepare(op: str, backend: str, *, is_weighted: bool) -> Callable[[Any], Loss]:
+    def prepare(inputs: LogitsInputs | TopKInputs | HiddenInputs) -> Loss:
+        function = getattr(sod_kernels, op, None)
+        if function is None:
+            raise SkippedError(f"sod_kernels has no {op} in this version.")
+        device = inputs.student.device.type
+        reason = _unavailable(backend, device)
+        if reason is not None:
+            raise SkippedError(reason)
+        entries = inputs.case.rows * inputs.case.pair.vocab
+        if backend == "reference" and entries > _REFERENCE_ENTRIES:
+            raise SkippedError("The reference computes in float64 and is timed on small cases only.")
+        weighting = SodWeighting() if is_weighted else None
+        values, rows = _tensors(inputs), inputs.rows
+
+        def loss() -> Tensor:
+            output = function(
+                *values, rows.step_ids, num_steps=rows.num_steps, weighting=weighting, backend=backend
+            )
+            value: Tensor = output.loss
+            return value
+
+        return loss
+
+    return prepare
+
+
+def _unavailable(backend: str, device: str) -> str | None:
+    status = backends()[backend]
+    if not status.available[device]:
+        return status.reason[device]
+    if backend == "triton" and device == "cpu":
+        return "Triton's interpreter runs on the CPU for tests; its time says nothing."
+    return None
+
+
+def our_contestants(op: str) -> list[Contestant]:
+    """List our backends for an op; those that cannot run say why when they are prepared.
+
+    Args:
+        op: Name of a public function.
+
+    Returns:
+        For each backend one contestant without weights, which does the peers' work, and one with SOD's.
+    """
+    return [
+        Contestant(
+            name=f"{op} {backend}" + (" + SOD weights" if is_weighted else ""),
+            kind=OURS,
+            prepare=_prepare(op, backend, is_weighted=is_weighted),
+            is_weighted=is_weighted,
+        )
+        for backend in BACKENDS
+        for is_weighted in (False, True)
+    ]
