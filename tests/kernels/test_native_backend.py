@@ -14,6 +14,7 @@ from sod_kernels.testing import (
     StepKLCase,
     check_backend_forward_backward,
     check_backend_log_probs,
+    check_backend_shards,
     check_issue_targets,
     make_case,
     make_log_prob_inputs,
@@ -60,6 +61,13 @@ def test_every_case_with_a_reference(name: str, divergence: str, dtype: torch.dt
 @pytest.mark.parametrize("name", CASE_REASONS)
 def test_log_probs_of_every_case(name: str, dtype: torch.dtype) -> None:
     check_backend_log_probs(backend, make_case(name, dtype=dtype))
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
+@pytest.mark.parametrize("name", [name for name in CASE_REASONS if name != "floored"])
+def test_shards_of_every_case(name: str, divergence: str) -> None:
+    case = make_case(name, divergence=divergence, with_reference=True)
+    check_backend_shards(backend, case, 3)
 
 
 @pytest.mark.parametrize("with_reference", [False, True])
