@@ -226,7 +226,8 @@ def _checked(function: str, out: Tensor, like: Tensor) -> Tensor:
             f"{like.dtype} on {like.device}. Pass such a tensor, or None."
         )
     shares_memory = out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr()
-    if shares_memory and (out.data_ptr(), out.stride()) != (like.data_ptr(), like.stride()):
+    # Not the strides: those of a dimension of size 1 may be anything.
+    if shares_memory and not (out.data_ptr() == like.data_ptr() and like.is_contiguous()):
         raise ValueError(
             f"native {function}: out shares its storage with student_logits but does not start there with "
             f"the same strides; got {out.stride()} beside {like.stride()}. Pass student_logits itself, made "

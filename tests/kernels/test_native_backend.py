@@ -245,6 +245,18 @@ def test_memory_that_would_be_spoiled_is_refused(function: str) -> None:
             call(storage[:, :-1], bad)
 
 
+def test_strides_of_a_single_row_do_not_matter() -> None:
+    case = make_case("one_row")
+    stats, wanted = run(case)
+    buffer = torch.zeros(1, 4, 130)
+    row = buffer[:, :1].copy_(case.student_logits)
+    assert row.stride() != case.student_logits.stride()
+    inputs = case.inputs._replace(student_logits=row)
+    out = torch.as_strided(buffer, (1, 1, 130), (130, 130, 1))
+    backend.backward(case.upstream, inputs, stats.row_state, case.spec, out=out)
+    assert torch.equal(row, wanted)
+
+
 def test_infinite_divergence_gives_a_gradient_of_zero_and_spares_the_other_terms() -> None:
     case = make_case("teacher_excludes", divergence="reverse_kl")
     none = torch.zeros_like(case.grad_token_kl)
