@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sod_kernels._op_registry import Op, refuse_double_backward, register
 from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.single import SingleSweepResult, run_single_sweep
 from sod_kernels.types import RowState, TokenGradients, TokenStats
 
-_NAMESPACE = "sod_kernels"
 _INPUTS = (
     "Tensor student_hidden, Tensor student_weight, Tensor? student_bias, "
     "Tensor teacher_hidden, Tensor teacher_weight, Tensor? teacher_bias, "
@@ -41,15 +41,17 @@ _TOKENS = (
     "Tensor student_entropy"
 )
 _GRADIENTS = "Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias"
-_SCHEMAS = (
-    f"linear_step_kl_forward({_INPUTS}, {_OPTIONS}) -> ({_TOKENS}, Tensor row_state, Tensor step_sums)",
+_FORWARD = f"linear_step_kl_forward({_INPUTS}, {_OPTIONS}) -> ({_TOKENS}, Tensor row_state, Tensor step_sums)"
+_BACKWARD = (
     "linear_step_kl_backward(Tensor grad_token_kl, Tensor grad_token_reference_kl, "
     f"Tensor grad_student_log_probs, Tensor grad_student_entropy, {_INPUTS}, {_OPTIONS}, Tensor row_state, "
-    f"{_WANTED}) -> ({_GRADIENTS})",
-    f"linear_step_kl_loss({_INPUTS}, {_OPTIONS}, {_OBJECTIVE}, {_WANTED}) -> (Tensor loss, {_TOKENS}, "
-    f"Tensor step_sums, Tensor step_weights, {_GRADIENTS})",
-    f"linear_step_kl_scale(Tensor factor, Tensor learned, {_GRADIENTS}) -> ({_GRADIENTS})",
+    f"{_WANTED}) -> ({_GRADIENTS})"
 )
+_LOSS = (
+    f"linear_step_kl_loss({_INPUTS}, {_OPTIONS}, {_OBJECTIVE}, {_WANTED}) -> (Tensor loss, {_TOKENS}, "
+    f"Tensor step_sums, Tensor step_weights, {_GRADIENTS})"
+)
+_SCALE = f"linear_step_kl_scale(Tensor factor, Tensor learned, {_GRADIENTS}) -> ({_GRADIENTS})"
 _NUM_INPUTS, _NUM_OPTIONS = len(LinearInputs._fields), len(LinearOptions._fields)
 _NUM_BOTH = _NUM_INPUTS + _NUM_OPTIONS
 # Hidden states, weight and bias of the student come first.
@@ -199,37 +201,11 @@ def _may_consume(gradients: list[Tensor]) -> bool:
     return is_eager and not torch.is_grad_enabled() and not keeps_graph()
 
 
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "linear_step_kl: the gradient of the gradient was asked for, which no sweep has. Call backward "
-        "without create_graph=True."
-    )
-
-
-def _register() -> Any:
-    # Typed loosely: torch ships no annotations for these methods.
-    make_library: Any = torch.library.Library
-    library = make_library(_NAMESPACE, "FRAGMENT")
-    implementations: tuple[tuple[Any, ...], ...] = (
-        (_run_forward, _fake_forward, _differentiate_forward, _set_up_forward),
-        (_run_backward, _fake_backward, _refuse_double_backward, None),
-        (_run_loss, _fake_loss, _differentiate_loss, _set_up_loss),
-        (_scale, _fake_scale, _refuse_double_backward, None),
-    )
-    for schema, (run, fake, differentiate, set_up) in zip(_SCHEMAS, implementations, strict=True):
-        name = schema.partition("(")[0]
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=library)
-        torch.library.register_autograd(
-            f"{_NAMESPACE}::{name}", differentiate, setup_context=set_up, lib=library
-        )
-    return library
-
-
-# Op names are global to the process, and dropping the library would remove them: keep it, register it once.
-if not hasattr(getattr(torch.ops, _NAMESPACE), "linear_step_kl_loss"):
-    _LIBRARY = _register()
+_refuse_double_backward = refuse_double_backward("linear_step_kl")
+register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate_forward, _set_up_forward)
+register(Op(_BACKWARD, _run_backward, _fake_backward), _refuse_double_backward)
+register(Op(_LOSS, _run_loss, _fake_loss), _differentiate_loss, _set_up_loss)
+register(Op(_SCALE, _scale, _fake_scale), _refuse_double_backward)
 
 linear_step_kl_forward = torch.ops.sod_kernels.linear_step_kl_forward
 linear_step_kl_loss = torch.ops.sod_kernels.linear_step_kl_loss
