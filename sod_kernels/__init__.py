@@ -5,7 +5,13 @@ out.loss.backward()
 """
 
 from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
-from sod_kernels.functional import linear_step_kl, step_kl, topk_step_kl
+from sod_kernels.functional import (
+    TokenLogProbs,
+    linear_step_kl,
+    step_kl,
+    token_log_probs,
+    topk_step_kl,
+)
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.linear_module import LinearStepKLLoss
 from sod_kernels.modules import StepKLLoss, TopKStepKLLoss
@@ -24,6 +30,7 @@ __all__ = [
     "StepKLLoss",
     "StepKLOutput",
     "StepStatistics",
+    "TokenLogProbs",
     "TopKStepKLLoss",
     "TurnWeighting",
     "__version__",
@@ -34,5 +41,6 @@ __all__ = [
     "step_means",
     "steps_from_mask",
     "tdur_weights",
+    "token_log_probs",
     "topk_step_kl",
 ]

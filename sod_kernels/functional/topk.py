@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sod_kernels import _categories, _dispatch, _log_prob_ops
+from sod_kernels import _categories, _dispatch
 from sod_kernels._checks import arguments, topk, weightings
 from sod_kernels._checks.values import check_choice
-from sod_kernels._layout import StepLayout, resolve_layout, with_unit_stride
+from sod_kernels._layout import StepLayout, resolve_layout
+from sod_kernels.functional.log_probs import sweep
 from sod_kernels.functional.output import finish
 from sod_kernels.segments import step_sums
-from sod_kernels.types import DivergenceSpec, LogProbStats, StepKLOutput, StepStatistics, TokenStats
+from sod_kernels.types import DivergenceSpec, StepKLOutput, StepStatistics, TokenStats
 
 _NAME = "topk_step_kl"
-_FORWARD = _log_prob_ops.log_probs_forward
 
 
 def topk_step_kl(
@@ -164,7 +164,14 @@ def _token_stats(inputs: _Inputs, spec: DivergenceSpec, tail: str, backend: str)
     teacher, sampled, step_ids = inputs.teacher, inputs.sampled_ids, inputs.layout.step_ids
     # The sampled token goes along as one more id.
     ids = teacher.ids if sampled is None else torch.cat((teacher.ids, sampled[..., None]), -1)
-    swept = _sweep(inputs.student_logits, step_ids, ids, spec, backend)
+    swept = sweep(
+        inputs.student_logits,
+        step_ids,
+        ids,
+        temperature=spec.temperature,
+        vocab_size=spec.vocab_size,
+        backend=backend,
+    )
     dtype, num_ids = swept.log_probs.dtype, teacher.ids.shape[-1]
     categories, is_void = _categories.make_categories(
         swept.log_probs[..., :num_ids].double(), teacher, tail, torch.finfo(dtype).eps
@@ -191,15 +198,3 @@ def _token_stats(inputs: _Inputs, spec: DivergenceSpec, tail: str, backend: str)
             inputs.layout.num_steps,
         ),
     )
-
-
-def _sweep(
-    student_logits: Tensor, step_ids: Tensor, ids: Tensor, spec: DivergenceSpec, backend: str
-) -> LogProbStats:
-    """Run the forward op, which takes (B, T, V): packed tokens go in as one row and come out as they were."""
-    is_packed = step_ids.dim() == 1
-    tensors = (with_unit_stride(student_logits), step_ids, ids.contiguous())
-    if is_packed:
-        tensors = (tensors[0].unsqueeze(0), tensors[1].unsqueeze(0), tensors[2].unsqueeze(0))
-    outputs = _FORWARD(*tensors, float(spec.temperature), spec.vocab_size, backend)
-    return LogProbStats._make(each.squeeze(0) for each in outputs) if is_packed else LogProbStats(*outputs)
