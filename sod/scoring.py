@@ -11,9 +11,6 @@ from transformers import PreTrainedModel
 from sod.errors import ModelError
 from sod.packing import Batch
 
-LOG_PROB_CHUNK_ROWS = 1024
-"""Rows whose float32 logits `log_probs_of` holds at a time."""
-
 
 def row_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Score the rows of a batch.
@@ -32,25 +29,6 @@ def row_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     picked = hidden.flatten(0, 1).index_select(0, batch.rows)
     logits: Tensor = output_head(model)(picked)
     return logits
-
-
-def log_probs_of(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Give the log-probability of one label per row at a temperature.
-
-    Args:
-        logits: (N, V).
-        labels: (N,) int64.
-        temperature: Divides the logits.
-
-    Returns:
-        (N,) float32, nats, detached.
-    """
-    parts = []
-    for start in range(0, logits.shape[0], LOG_PROB_CHUNK_ROWS):
-        chunk = logits[start : start + LOG_PROB_CHUNK_ROWS].detach().float() / temperature
-        chosen = chunk.gather(1, labels[start : start + LOG_PROB_CHUNK_ROWS, None]).squeeze(1)
-        parts.append(chosen - chunk.logsumexp(1))
-    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
 def output_head(model: PreTrainedModel) -> Any:

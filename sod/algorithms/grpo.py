@@ -12,7 +12,7 @@ from sod.algorithms.policy import ClippedSurrogate
 from sod.algorithms.presets import surrogate_of
 from sod.config_algorithms import GRPOSection
 from sod.packing import Batch
-from sod_kernels import step_means
+from sod_kernels import step_means, token_log_probs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,12 @@ class GRPO:
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
-        log_p = (student_logits[:, : self.vocab_size].float() / self.temperature).log_softmax(-1)
-        log_probs = log_p.gather(1, batch.labels[:, None]).squeeze(1)
+        log_probs, entropy = token_log_probs(
+            student_logits, batch.labels, temperature=self.temperature, vocab_size=self.vocab_size
+        )
         is_trained = batch.row_loss_mask
         token_loss, is_clipped = self.surrogate.loss(log_probs, batch.row_log_probs, batch.row_advantages)
         trained = torch.where(is_trained, token_loss, 0.0)
-        entropy = -(log_p.detach().exp() * log_p.detach()).nan_to_num(0.0).sum(-1)
         nll = step_means(-log_probs.detach(), batch.row_steps, batch.num_steps)
         return LossOutput(
             loss=trained.sum() / context.denominator,
@@ -56,7 +56,7 @@ class GRPO:
                 "policy/loss": trained.detach().sum(),
                 "policy/clipped": (is_clipped & is_trained).sum(),
                 "policy/advantage_abs": torch.where(is_trained, batch.row_advantages.abs(), 0.0).sum(),
-                "entropy/token": torch.where(is_trained, entropy, 0.0).sum(),
+                "entropy/token": torch.where(is_trained, entropy.detach(), 0.0).sum(),
             },
             step_divergence=nll.float(),
             step_weights=torch.ones_like(nll, dtype=torch.float32),

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sod.algorithms.base import LossContext, LossOutput
 from sod.packing import Batch
+from sod_kernels import token_log_probs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,7 @@ class SFT:
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
-        token_nll = cross_entropy(
-            student_logits[:, : self.vocab_size].float(), batch.labels, reduction="none"
-        )
+        token_nll = -token_log_probs(student_logits, batch.labels, vocab_size=self.vocab_size).log_probs
         is_trained = batch.row_loss_mask
         kept = torch.where(is_trained, token_nll, 0.0)
         zeros = token_nll.new_zeros(batch.num_steps, dtype=torch.float64)

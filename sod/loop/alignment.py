@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sod.errors import RolloutError
 from sod.packing import Batch
-from sod.scoring import log_probs_of
 from sod.types import Trajectory
+from sod_kernels import token_log_probs
 
 
 def check_alignment(
@@ -42,7 +42,7 @@ def check_alignment(
     """
     if batch.num_rows == 0:
         return 0.0
-    recomputed = log_probs_of(logits, batch.labels, temperature)
+    recomputed = token_log_probs(logits.detach(), batch.labels, temperature=temperature).log_probs
     gaps = (recomputed - batch.row_log_probs).abs()
     gaps = torch.where(gaps.isnan(), torch.inf, gaps)
     worst = int(gaps.argmax())

