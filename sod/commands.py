@@ -64,6 +64,7 @@ def dry_run(config: RunConfig, *, resume: bool) -> list[str]:
         SodError: For the first thing that is wrong.
     """
     section = require_sections(config)
+    make_algorithm(config.algorithm)
     lines = [f"settings: algorithm {config.algorithm.name}, {config.num_updates} updates"]
     check_folder(config, resume=resume)
     lines.append(f"run folder: {config.run.output}")

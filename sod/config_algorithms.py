@@ -142,6 +142,8 @@ class OPDSection(RewardedSection):
 
     name: Literal["opd"] = "opd"
     """Name of the algorithm."""
+    weight: str | None = None
+    """A step weight of your own: "module:FUNCTION", or a name that a package registered; None for 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,8 @@ class SODTrainer:
         Raises:
             SodError: Whatever does not exist or does not fit.
         """
+        # What the algorithm's settings get wrong shows before any weights are loaded.
+        make_algorithm(config.algorithm)
         trainer = cls.__new__(cls)
         trainer._take(config, assemble(config), display)
         return trainer

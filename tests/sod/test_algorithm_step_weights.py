@@ -18,7 +18,8 @@ from sod.algorithms.step_weights import (
     FromStatistics,
     StepContext,
 )
-from sod.config_algorithms import SODSection
+from sod.config_algorithms import OPDSection, SODSection
+from sod.errors import ConfigError
 from sod_kernels import SodWeighting, step_means, steps_from_mask
 from sod_kernels.types import StepStatistics
 
@@ -149,3 +150,41 @@ def test_weights_are_those_of_the_released_rule_on_ten_thousand_masks():
         assert len(wanted) == weights.numel()
         worst = max([worst, *(abs(a - b) for a, b in zip(weights.tolist(), wanted, strict=True))])
     assert worst < 1e-6
+
+
+def last_step_only(given):
+    """A step weight of somebody's own."""
+    last = given.turn.max()
+    return (given.turn == last).double()
+
+
+NOT_A_FUNCTION = 3
+
+
+class TestOneOfYourOwn:
+    def test_by_module(self):
+        weight = make_algorithm(OPDSection(weight=f"{__name__}:last_step_only")).weight
+        assert weight(context([0, 0, 0], [0, 1, 2], [0] * 3)).tolist() == [0.0, 0.0, 1.0]
+
+    def test_by_the_name_that_a_package_registered(self, tmp_path, monkeypatch):
+        package = tmp_path / "weights_of_mine-1.dist-info"
+        package.mkdir()
+        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: weights-of-mine\nVersion: 1\n")
+        (package / "entry_points.txt").write_text(f"[sod.step_weights]\nlast = {__name__}:last_step_only\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        assert make_algorithm(OPDSection(weight="last")).weight is last_step_only
+        with pytest.raises(ConfigError, match=r"weight = 'lastt': unknown; did you mean 'last'\?"):
+            make_algorithm(OPDSection(weight="lastt"))
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("nothing", "weight = 'nothing': unknown; registered: none; or give 'module:FUNCTION'"),
+            ("no_such_module:f", "cannot be imported: No module named 'no_such_module'"),
+            (f"{__name__}:nothing", "cannot be imported: .* has no attribute 'nothing'"),
+            (f"{__name__}:NOT_A_FUNCTION", "wanted a function of a StepContext, got int"),
+        ],
+    )
+    def test_what_cannot_be_had_is_named(self, name, message):
+        with pytest.raises(ConfigError, match=message):
+            make_algorithm(OPDSection(weight=name))
