@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
+from sod.estimators import bootstrap_error, pass_at_k
 from sod.types import Trajectory
 
 
@@ -27,11 +29,17 @@ class EvalResult:
 
     def describe(self) -> str:
         """Say the result in a line."""
-        return (
+        text = (
             f"success {self.success_mean:.3f} ± {self.success_stderr:.3f} on "
             f"{self.metrics['eval/tasks']:.0f} tasks, "
             f"{self.metrics['eval/errors_per_trajectory']:.2f} errors per trajectory"
         )
+        sizes = [int(key.removeprefix("eval/pass@")) for key in self.metrics if key[10:].isdigit()]
+        if not sizes:
+            return text
+        k = max(sizes)
+        error = self.metrics[f"eval/pass@{k}_stderr"]
+        return f"{text}, pass@{k} {self.metrics[f'eval/pass@{k}']:.3f} ± {error:.3f}"
 
 
 def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
@@ -55,7 +63,20 @@ def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
         for key, value in rollout_metrics(trajectories).items()
     }
     metrics |= {"eval/success_mean": mean, "eval/success_stderr": stderr, "eval/tasks": float(len(means))}
+    metrics |= _pass_metrics(list(by_task.values()))
     return EvalResult(success_mean=mean, success_stderr=stderr, metrics=metrics, trajectories=trajectories)
+
+
+def _pass_metrics(by_task: Sequence[Sequence[float]]) -> dict[str, float]:
+    """pass@k with bootstrap errors, for k = 2, 4, 8 ... and the attempts that every task has."""
+    num_attempts = min((len(values) for values in by_task), default=0)
+    sizes = {2**power for power in range(1, num_attempts.bit_length()) if 2**power <= num_attempts}
+    metrics: dict[str, float] = {}
+    for k in sorted(sizes | ({num_attempts} if num_attempts > 1 else set())):
+        values = [pass_at_k(len(solved), round(sum(solved)), k) for solved in by_task]
+        metrics[f"eval/pass@{k}"] = fmean(values)
+        metrics[f"eval/pass@{k}_stderr"] = bootstrap_error(values)
+    return metrics
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
