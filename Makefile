@@ -54,7 +54,8 @@ ctest: $(STAMP)  ## C++ unit tests of csrc, no torch and no Python in them
 
 pytest: $(STAMP)  ## Python tests with coverage (kernels under the Triton interpreter, real sandbox, real models)
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --benchmark-disable \
+		--cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 aot: $(STAMP)  ## Compile every Triton kernel for every architecture; check spills, registers, shared memory
 	$(BIN)/python -m sod_kernels.triton.aot

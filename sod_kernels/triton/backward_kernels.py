@@ -38,7 +38,9 @@ def split_lse(lse, inverse_temperature, dtype: tl.constexpr):
 
     log p = (logit - base) / temperature - rest. Subtracting the rounded base first is exact where it matters;
     subtracting a rounded log-sum-exp is off by its last place, which at 10,000 is 1e-3 nats in float32.
+    A row without mass has no distribution: NaN, said outright, as numpy warns of -inf - -inf.
     """
+    lse = tl.where(lse == float("-inf"), float("nan"), lse)
     base = (lse / inverse_temperature).to(dtype)
     return base, lse - base.to(tl.float64) * inverse_temperature
 
