@@ -69,11 +69,11 @@ $(PEERS): requirements-peers.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $< \
 		&& touch $@ || echo "The peers could not be installed; the table will say so."
 
-bench: $(STAMP) $(PEERS)  ## Benchmarks beside their peers in about ten minutes: table, plots, JSON in benchmarks/results
+bench: $(STAMP) $(PEERS)  ## Benchmarks beside their peers: table, plots, JSON in benchmarks/results
 	$(BIN)/python -m benchmarks.run $(BENCH)
 	$(BIN)/python benchmarks/bench_step_weights.py
 
-bench-quick: $(STAMP) $(PEERS)  ## The same on a few small shapes, in a few minutes
+bench-quick: $(STAMP) $(PEERS)  ## The same on a few small shapes
 	$(BIN)/python -m benchmarks.run --profile quick $(BENCH)
 
 bench-pytest: $(STAMP)  ## Small shapes under pytest-benchmark, for watching one change

@@ -83,7 +83,7 @@ class Case:
         return f"{self.op}, {self.pair.name}, N={self.rows}, V={self.pair.vocab}, {self.dtype}"
 
 
-# (op, pair, rows, dtypes). Two CPU cores get what they finish in about ten minutes and 24 GB.
+# (op, pair, rows, dtypes). Two CPU cores get what fits their patience and 24 GB.
 _Plan = tuple[tuple[str, str, tuple[int, ...], tuple[str, ...]], ...]
 _GROWTH = (512, 2048, 8192, 32_768)
 _PLANS: dict[tuple[str, str], _Plan] = {

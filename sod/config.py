@@ -190,7 +190,7 @@ class TrainerSection(Section):
     alignment_bound: Annotated[float, Above(0)] | None = None
     """Largest gap in nats between a rollout log-prob and the trainer's; None: 0.02, with bfloat16 1.0."""
     teacher_cache_mib: Annotated[int, AtLeast(0)] = 1024
-    """Memory for keeping teacher logits over the epochs of a round, in MiB; beyond it they are recomputed."""
+    """Memory for keeping the logits of teacher and reference over the epochs of a round, in MiB."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models live; "auto" takes CUDA where there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"

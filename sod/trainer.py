@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sod.advantages import group_advantages
 from sod.algorithms import LossContext, make_algorithm
 from sod.assembly import RunParts, assemble, assemble_objects
 from sod.checkpoint import (
@@ -58,7 +57,7 @@ from sod.rollout.store import read_trajectories, write_trajectories
 from sod.run_folder import RunFolder
 from sod.seeding import seed_generators, take_from
 from sod.teacher.base import Teacher
-from sod.teacher.cache import RoundScores
+from sod.teacher.cache import RoundTargets
 from sod.teacher.local import LocalTeacher
 from sod.types import Task, Trajectory
 
@@ -249,15 +248,9 @@ class SODTrainer:
         return trajectories
 
     def _updates(self, trajectories: Sequence[Trajectory]) -> None:
-        trainer, index = self.config.trainer, self.state.round
-        advantages = group_advantages(trajectories) if self.config.algorithm.has_reward_term else None
-        plan = plan_round(
-            trajectories, self.config, round_index=index, pad_id=self.parts.pad_id, advantages=advantages
-        )
-        teacher = self.parts.teacher
-        cache_bytes = trainer.teacher_cache_mib * MIB if trainer.epochs > 1 else 0
-        scores = RoundScores(teacher, max_bytes=cache_bytes) if teacher is not None else None
-        held = RoundScores(self._reference, max_bytes=cache_bytes) if self._reference is not None else None
+        plan = plan_round(trajectories, self.config, round_index=self.state.round, pad_id=self.parts.pad_id)
+        kept_mib = self.config.trainer.teacher_cache_mib if self.config.trainer.epochs > 1 else 0
+        targets = RoundTargets(self.parts.teacher, self._reference, max_bytes=kept_mib * MIB)
         for position in range(self.state.updates_in_round, len(plan)):
             self._stop.check()
             minibatch = plan[position]
@@ -272,10 +265,9 @@ class SODTrainer:
                 self._optimizer,
                 self._algorithm,
                 minibatch.batches,
-                scores.source(minibatch.first_key) if scores is not None else lambda *_: None,
+                targets.source(minibatch.first_key),
                 self._update_settings(minibatch),
                 inspect if position == 0 and self.config.algorithm.is_on_policy else None,
-                held.source(minibatch.first_key) if held is not None else None,
             )
             if gaps:
                 result.metrics["alignment/gap_max"] = max(gaps)
@@ -336,8 +328,10 @@ class SODTrainer:
 
     def _warn_of_anchor(self, index: int) -> bool:
         section = self.config.algorithm
-        if self.state.has_warned_anchor or not isinstance(section, SODSection):
-            return self.state.has_warned_anchor
+        if not isinstance(section, SODSection) or section.weight != "divergence":
+            return False
+        if self.state.has_warned_anchor:
+            return True
         text = anchor_warning(self.state.round_steps, section.epsilon)
         if text is not None:
             self._display.warn(text)

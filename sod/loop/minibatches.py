@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sod.advantages import group_advantages
 from sod.config import RunConfig
 from sod.errors import DataError
 from sod.packing import Batch, num_trained_tokens, pack
@@ -29,12 +30,7 @@ class Minibatch:
 
 
 def plan_round(
-    trajectories: Sequence[Trajectory],
-    config: RunConfig,
-    *,
-    round_index: int,
-    pad_id: int,
-    advantages: Sequence[float] | None,
+    trajectories: Sequence[Trajectory], config: RunConfig, *, round_index: int, pad_id: int
 ) -> list[Minibatch]:
     """Divide a round's trajectories into minibatches, and order them for every epoch.
 
@@ -46,7 +42,6 @@ def plan_round(
         config: Sizes and the root seed.
         round_index: The round, seeds the draws.
         pad_id: Token id of padding.
-        advantages: Of each trajectory; None where the algorithm reads none.
 
     Returns:
         One entry per update, in order.
@@ -56,6 +51,8 @@ def plan_round(
     """
     seed, size = config.run.seed, config.trainer.minibatch_trajectories
     sequences = [tokenize_trajectory(trajectory) for trajectory in trajectories]
+    # Relative to the whole group, so before minibatches tear it apart.
+    advantages = group_advantages(trajectories) if config.algorithm.has_reward_term else None
     order = permutation(len(trajectories), derive_seed(seed, "minibatch", round_index))
     minibatches: list[Minibatch] = []
     num_batches = 0

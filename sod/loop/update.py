@@ -15,6 +15,7 @@ from sod.algorithms import Algorithm, LossContext, LossOutput
 from sod.optim import OptimizerSet
 from sod.packing import Batch
 from sod.scoring import row_logits
+from sod.teacher.cache import Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,9 @@ def run_update(
     optimizer: OptimizerSet,
     algorithm: Algorithm,
     batches: Sequence[Batch],
-    teacher_logits: Callable[[int, Batch], Tensor | None],
+    targets: Callable[[int, Batch], Targets],
     settings: UpdateSettings,
     inspect: Callable[[Batch, Tensor], None] | None = None,
-    reference_logits: Callable[[int, Batch], Tensor] | None = None,
 ) -> UpdateResult:
     """Make one update; microbatches add up to the gradient of the whole minibatch.
 
@@ -91,10 +91,9 @@ def run_update(
         optimizer: Holds the student's parameters.
         algorithm: Gives the loss.
         batches: Microbatches of the minibatch.
-        teacher_logits: Gives the teacher's (N, V) logits of a microbatch by its position and itself.
+        targets: Gives what a microbatch is compared with, by its position and itself.
         settings: How to make it.
         inspect: Called with each microbatch and the student's logits before any weight changes.
-        reference_logits: Gives those of the policy that the run started from; None where not needed.
 
     Returns:
         Metrics and steps.
@@ -106,16 +105,16 @@ def run_update(
     for index, batch in enumerate(batches):
         moved = batch.to(model.device)
         before_teacher = time.perf_counter()
-        target = teacher_logits(index, moved)
-        reference = None if reference_logits is None else reference_logits(index, moved)
+        target = targets(index, moved)
         teacher_s += time.perf_counter() - before_teacher
         with settings.autocast(model.device.type):
             logits = row_logits(model, moved)
         if inspect is not None:
             inspect(moved, logits.detach())
-        output = algorithm.loss(moved, logits, target, replace(settings.context, reference_logits=reference))
+        context = replace(settings.context, reference_logits=target.reference)
+        output = algorithm.loss(moved, logits, target.teacher, context)
         torch.autograd.backward(output.loss)
-        outputs.append(_detached(output))
+        outputs.append(replace(output, loss=output.loss.detach()))
     grad_norm = float(optimizer.clip(settings.max_grad_norm))
     is_skipped = not math.isfinite(grad_norm)
     if not is_skipped:
@@ -123,21 +122,13 @@ def run_update(
     optimizer.zero_grad()
     model.train(False)
     steps = [row for pair in zip(batches, outputs, strict=True) for row in step_stats(*pair)]
-    metrics = {"grad/norm": grad_norm, "update/is_skipped": float(is_skipped)}
-    metrics |= _metrics(outputs, steps, settings)
+    metrics = {
+        "grad/norm": grad_norm,
+        "update/is_skipped": float(is_skipped),
+        **_metrics(outputs, steps, settings),
+    }
     metrics |= {"time/teacher_s": teacher_s, "time/update_s": time.perf_counter() - started - teacher_s}
     return UpdateResult(metrics=metrics, steps=steps, is_skipped=is_skipped)
-
-
-def _detached(output: LossOutput) -> LossOutput:
-    return LossOutput(
-        loss=output.loss.detach(),
-        token_sums=output.token_sums,
-        step_divergence=output.step_divergence,
-        step_weights=output.step_weights,
-        step_tokens=output.step_tokens,
-        coefficients=output.coefficients,
-    )
 
 
 def step_stats(batch: Batch, output: LossOutput) -> list[StepStats]:

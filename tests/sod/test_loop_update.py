@@ -19,7 +19,7 @@ from sod.optim import OptimizerSet
 from sod.packing import num_trained_tokens, pack
 from sod.scoring import check_head, row_logits
 from sod.teacher import Capability, LocalTeacher
-from sod.teacher.cache import RoundScores
+from sod.teacher.cache import RoundScores, RoundTargets, Targets
 from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory, Turn
 
@@ -97,7 +97,7 @@ def test_microbatches_make_the_same_update_as_the_whole(parts):
             optimizer,
             make_algorithm(SODSection(form="vocab", reward_coefficient=0.0)),
             batches,
-            lambda _, batch: teacher.logits(batch),
+            lambda _, batch: Targets(teacher.logits(batch), None),
             settings(sequences),
         )
         results.append((model, result, len(batches)))
@@ -123,7 +123,7 @@ def test_an_update_lowers_its_own_loss(parts):
             optimizer,
             make_algorithm(SODSection(form="vocab", reward_coefficient=0.0)),
             batches,
-            lambda _, batch: teacher.logits(batch),
+            lambda _, batch: Targets(teacher.logits(batch), None),
             settings(sequences),
         ).metrics["kl/token_mean"]
         for _ in range(8)
@@ -151,7 +151,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(parts):
     before = copy.deepcopy(student.state_dict())
     optimizer = OptimizerSet(student, AdamWSection(learning_rate=1e-2))
     batches = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
-    result = run_update(student, optimizer, Explodes(), batches, lambda *_: None, settings(sequences))
+    result = run_update(
+        student, optimizer, Explodes(), batches, lambda *_: Targets(None, None), settings(sequences)
+    )
     assert result.is_skipped
     assert result.metrics["update/is_skipped"] == 1.0
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
@@ -169,7 +171,7 @@ def test_autocast_rounds_the_student_and_keeps_its_weights(parts):
         optimizer,
         make_algorithm(SFTSection()),
         [batch],
-        lambda *_: None,
+        lambda *_: Targets(None, None),
         settings(sequences, autocast_dtype=torch.bfloat16),
         lambda _, logits: seen.append(logits.dtype),
     )
@@ -234,6 +236,23 @@ def test_teacher_scores_are_kept_within_the_limit(parts, max_bytes, calls):
     second = [scores.logits(k, batch) for k, batch in enumerate(batches)]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert counting.calls == calls
+
+
+def test_teacher_and_reference_share_the_memory_for_kept_scores(parts):
+    student, teacher, _, sequences = parts
+    first, second = CountingTeacher(teacher.model), CountingTeacher(copy.deepcopy(student))
+    (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
+    size = first.logits(batch).nbytes
+    for max_bytes, calls in ((2 * size, 1), (2 * size - 2, 3)):
+        first.calls = second.calls = 0
+        source = RoundTargets(first, second, max_bytes=max_bytes).source(4)
+        for _ in range(3):
+            both = source(0, batch)
+        assert (first.calls, second.calls) == (calls, calls)
+        assert torch.equal(both.teacher, teacher.logits(batch))
+        assert not torch.equal(both.reference, both.teacher)
+    nobody = RoundTargets(None, None, max_bytes=0).source(0)(0, batch)
+    assert nobody == Targets(None, None)
 
 
 class Capped(torch.nn.Module):
