@@ -146,33 +146,48 @@ def measure_bandwidth(device: Device, *, size_bytes: int | None = None, rounds: 
     return Bandwidth(read=size_bytes / read, copy=2 * size_bytes / copy)
 
 
-def measure_matmuls(
-    device: Device, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], *, most_rows: int
-) -> float:
-    """Time the products that a hidden-state op cannot do without, at its own shapes.
+def head_products(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
+) -> list[Callable[[], object]]:
+    """Bind the products that a hidden-state op cannot do without, at its own shapes.
 
     Args:
-        device: Where the tensors are.
         student: Hidden states (N, d_s) and head (V, d_s).
         teacher: Hidden states (N, d_t) and head (V, d_t).
-        most_rows: Rows to run at a time; the time of more is scaled from it.
 
     Returns:
-        Seconds of both projections and the two products of the student's gradient over all N rows, each at
-        its best of the rounds.
+        Both projections, and the two products of the student's gradient.
     """
-    rows = min(student[0].shape[0], most_rows)
-    hidden, head = student[0][:rows].detach(), student[1].detach()
-    teacher_hidden, teacher_head = teacher[0][:rows], teacher[1]
+    (hidden, head), (teacher_hidden, teacher_head) = student, teacher
     # Outputs that exist already: what an allocation costs is no part of a limit.
-    logits = torch.zeros(rows, head.shape[0], dtype=head.dtype, device=head.device)
+    logits = torch.zeros(hidden.shape[0], head.shape[0], dtype=head.dtype, device=head.device)
     hidden_gradient, head_gradient = torch.zeros_like(hidden), torch.zeros_like(head)
-    products: list[Callable[[], object]] = [
+    return [
         lambda: torch.mm(teacher_hidden, teacher_head.t(), out=logits),
         lambda: torch.mm(hidden, head.t(), out=logits),
         lambda: torch.mm(logits, head, out=hidden_gradient),
         lambda: torch.mm(logits.t(), hidden, out=head_gradient),
     ]
+
+
+def measure_matmuls(
+    device: Device, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], *, most_rows: int
+) -> float:
+    """Time the products of `head_products`.
+
+    Args:
+        device: Where the tensors are.
+        student: As in `head_products`.
+        teacher: Likewise.
+        most_rows: Rows to run at a time; the time of more is scaled from it.
+
+    Returns:
+        Seconds over all N rows, each product at its best of the rounds.
+    """
+    rows = min(student[0].shape[0], most_rows)
+    products = head_products(
+        (student[0][:rows].detach(), student[1].detach()), (teacher[0][:rows], teacher[1])
+    )
     rounds = 10 if device.kind == "cuda" else 2
     total = sum(min(device.seconds(product) for _ in range(rounds)) for product in products)
     return total * student[0].shape[0] / rows

@@ -28,7 +28,7 @@ Result = tuple[Tensor, tuple[Tensor, ...] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entrant:
+class Entrant:
     """A contestant that gave a right result, and what was seen of it before timing."""
 
     contestant: Contestant
@@ -81,11 +81,11 @@ def measure_case(
     for sweeps in reversed(PASSES[case.op]):
         has_backward = sweeps == "forward+backward"
         say(f"{case}, {sweeps}")
-        entrants: list[_Entrant] = []
+        entrants: list[Entrant] = []
         for contestant in contestants:
-            outcome = _enter(contestant, inputs, truth, device, has_backward=has_backward)
-            entrants += [outcome] if isinstance(outcome, _Entrant) else []
-            if not isinstance(outcome, _Entrant):
+            outcome = enter(contestant, inputs, truth, device, has_backward=has_backward)
+            entrants += [outcome] if isinstance(outcome, Entrant) else []
+            if not isinstance(outcome, Entrant):
                 rows.append(make_row(case, sweeps, contestant, **outcome))
             say(f"  {contestant.name}: {_describe(outcome)}")
         calls = {each.contestant.name: each.run for each in entrants}
@@ -113,13 +113,24 @@ def _matmul_s(inputs: Inputs, device: Device) -> float:
     return seconds
 
 
-def _enter(
+def enter(
     contestant: Contestant, inputs: Inputs, truth: TruthOf, device: Device, *, has_backward: bool
-) -> _Entrant | dict[str, Any]:
-    """Bind, run once, check; the columns of a row without timing if that does not work."""
+) -> Entrant | dict[str, Any]:
+    """Bind, run once, check.
+
+    Args:
+        contestant: Of the case's op.
+        inputs: Of the case.
+        truth: Of the same inputs.
+        device: Where they are.
+        has_backward: Whether gradients are computed and checked too.
+
+    Returns:
+        What can be timed, or the columns of a row without timing if that does not work.
+    """
     try:
         _leave_room(contestant.needed_bytes(inputs.case), device)
-        run = _bind(contestant.prepare(inputs), inputs.leaves, has_backward=has_backward)
+        run = bind(contestant.prepare(inputs), inputs.leaves, has_backward=has_backward)
         if contestant.is_compiled:
             run()
         peak, (loss, gradients) = device.peak_extra_bytes(run)
@@ -138,7 +149,7 @@ def _enter(
             "loss_error": errors.loss,
             "gradient_error": errors.gradient,
         }
-    return _Entrant(contestant=contestant, run=run, errors=errors, peak_extra_bytes=peak)
+    return Entrant(contestant=contestant, run=run, errors=errors, peak_extra_bytes=peak)
 
 
 def _leave_room(needed: int, device: Device) -> None:
@@ -148,7 +159,9 @@ def _leave_room(needed: int, device: Device) -> None:
         raise SkippedError(f"Needs about {needed / 2**30:.1f} GiB where {free / 2**30:.1f} are free.")
 
 
-def _bind(loss: Loss, leaves: tuple[Tensor, ...], *, has_backward: bool) -> Callable[[], Result]:
+def bind(loss: Loss, leaves: tuple[Tensor, ...], *, has_backward: bool) -> Callable[[], Result]:
+    """Make the call that is measured: the loss, with gradients of the leaves if they are wanted."""
+
     def with_backward() -> Result:
         value = loss()
         return value, torch.autograd.grad(value, leaves)
@@ -161,7 +174,7 @@ def _bind(loss: Loss, leaves: tuple[Tensor, ...], *, has_backward: bool) -> Call
 
 
 def _make_rows(
-    case: Case, sweeps: str, entrants: list[_Entrant], timings: dict[str, Timing], needed: Work, limit: float
+    case: Case, sweeps: str, entrants: list[Entrant], timings: dict[str, Timing], needed: Work, limit: float
 ) -> list[Row]:
     return [
         make_row(
@@ -176,8 +189,8 @@ def _make_rows(
     ]
 
 
-def _describe(outcome: _Entrant | dict[str, Any]) -> str:
-    if not isinstance(outcome, _Entrant):
+def _describe(outcome: Entrant | dict[str, Any]) -> str:
+    if not isinstance(outcome, Entrant):
         return f"{outcome['status']}: {outcome['reason']}"
     gradient = outcome.errors.gradient
     shown = "" if gradient is None else f", gradient by {gradient:.1e} of its norm"

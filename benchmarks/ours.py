@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor
 
 import sod_kernels
-from benchmarks.contestant import OURS, Contestant, Loss, SkippedError
+from benchmarks.contestant import OURS, TORCH, Contestant, Loss, SkippedError, float_logits
 from benchmarks.inputs import HiddenInputs, Inputs, LogitsInputs, TopKInputs
 from sod_kernels import SodWeighting, backends
 
 BACKENDS = ("native", "triton", "reference")
+# Makes the logits of the whole batch first; what `linear_step_kl` saves is counted against it.
+LOGITS_PATH = "logits, then step_kl native"
 # Entries of the logits up to which the reference is timed.
 _REFERENCE_ENTRIES = 1 << 22
 
@@ -61,6 +63,25 @@ def _unavailable(backend: str, device: str) -> str | None:
     return None
 
 
+def _prepare_logits_path(inputs: HiddenInputs) -> Loss:
+    reason = _unavailable("native", inputs.student.device.type)
+    if reason is not None:
+        raise SkippedError(reason)
+
+    def loss() -> Tensor:
+        # Names of their own would keep the logits alive through the backward pass.
+        output = sod_kernels.step_kl(
+            inputs.student @ inputs.student_head.t(),
+            inputs.teacher @ inputs.teacher_head.t(),
+            inputs.rows.step_ids,
+            num_steps=inputs.rows.num_steps,
+            backend="native",
+        )
+        return output.loss
+
+    return loss
+
+
 def our_contestants(op: str) -> list[Contestant]:
     """List our backends for an op; those that cannot run say why when they are prepared.
 
@@ -68,9 +89,10 @@ def our_contestants(op: str) -> list[Contestant]:
         op: Name of a public function.
 
     Returns:
-        For each backend one contestant without weights, which does the peers' work, and one with SOD's.
+        For each backend one contestant without weights, which does the peers' work, and one with SOD's; for
+        the op from hidden states also the way through logits that it replaces, which counts as torch's.
     """
-    return [
+    contestants = [
         Contestant(
             name=f"{op} {backend}" + (" + SOD weights" if is_weighted else ""),
             kind=OURS,
@@ -80,3 +102,9 @@ def our_contestants(op: str) -> list[Contestant]:
         for backend in BACKENDS
         for is_weighted in (False, True)
     ]
+    if op == "linear_step_kl":
+        needed = float_logits(3)
+        contestants.append(
+            Contestant(name=LOGITS_PATH, kind=TORCH, prepare=_prepare_logits_path, needed_bytes=needed)
+        )
+    return contestants

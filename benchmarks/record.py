@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.contestant import Contestant
 from benchmarks.limits import Bandwidth, Work
-from benchmarks.shapes import Case
+from benchmarks.shapes import DTYPES, Case
 from benchmarks.timing import Timing
 from benchmarks.truth import Errors
 
@@ -77,6 +77,11 @@ class Row:
     flops_per_s: float | None = None
     intensity: float | None = None
     peak_extra_bytes: int | None = None
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What the returned gradients of a hidden-state op take: those of the student's states and head."""
+        return (self.rows + self.vocab) * self.student_width * DTYPES[self.dtype].itemsize
 
     @property
     def case_key(self) -> tuple[str, str, str, int, str]:

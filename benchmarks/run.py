@@ -28,7 +28,7 @@ from benchmarks.plain import plain_contestants
 from benchmarks.plots import draw_growth, draw_roofline
 from benchmarks.record import FAILED, RESULTS, ROOT, WRONG, Document, Row
 from benchmarks.shapes import DTYPES, OPS, PAIRS, planned_cases
-from benchmarks.table import render, render_cases, render_verdicts
+from benchmarks.table import render, render_cases, render_memory, render_verdicts
 
 _BUDGET_S = {("cpu", "full"): 6.0, ("cpu", "quick"): 2.0, ("cuda", "full"): 1.0, ("cuda", "quick"): 1.0}
 
@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace) -> Iterator[Document]:
         result = measure_case(case, contestants, device, bandwidth, budget_s=budget_s, say=_say)
         rows += result.rows
         matmul_rates += [rate for rate in (result.matmul_flops_per_s,) if rate is not None]
-        _say("\n" + render_cases(result.rows) + "\n")
+        _say("\n\n".join(["", render_cases(result.rows), render_memory(result.rows), ""]))
         yield Document(
             origin=origin,
             bandwidth=bandwidth,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from benchmarks.contestant import OURS
+from benchmarks.ours import LOGITS_PATH
 from benchmarks.record import OK, Document, Row
 
 _HEAD = (
@@ -20,11 +21,11 @@ def render(document: Document) -> str:
         document: The run.
 
     Returns:
-        Markdown: where it ran, one table per case and pass, wins and losses.
+        Markdown: where it ran, one table per case and pass, memory, wins and losses.
     """
-    return (
-        "\n\n".join([_origin(document), render_cases(document.rows), render_verdicts(document.rows)]) + "\n"
-    )
+    rows = document.rows
+    parts = [_origin(document), render_cases(rows), render_memory(rows), render_verdicts(rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def render_cases(rows: list[Row]) -> str:
@@ -56,6 +57,36 @@ def render_verdicts(rows: list[Row]) -> str:
             best = min(ours, key=lambda row: row.median_s or 0.0)
             lines += [_verdict(best, other) for other in timed if other.kind != OURS]
     return "## Wins and losses\n\n" + ("\n".join(lines) if lines else "Nothing of ours was timed.")
+
+
+def render_memory(rows: list[Row]) -> str:
+    """Set the memory of the op from hidden states against that of the way through logits.
+
+    Args:
+        rows: Those of a case and pass next to each other.
+
+    Returns:
+        Markdown, a line per contestant of ours; empty where nobody went through logits.
+    """
+    lines = []
+    for _, group in groupby(rows, key=lambda row: row.case_key):
+        known = [row for row in group if row.peak_extra_bytes is not None]
+        through_logits = next((row for row in known if row.contestant == LOGITS_PATH), None)
+        if through_logits is not None:
+            lines += [_memory(row, through_logits) for row in known if row.kind == OURS]
+    return "## Memory from hidden states\n\n" + "\n".join(lines) if lines else ""
+
+
+def _memory(ours: Row, other: Row) -> str:
+    """One comparison, with the gradients that both return and without them."""
+    peaks = (ours.peak_extra_bytes or 0, other.peak_extra_bytes or 0)
+    beyond = [max(1, peak - ours.gradient_bytes) for peak in peaks]
+    return (
+        f"- {ours.pair}, N={ours.rows}, {ours.dtype}: {ours.contestant} {peaks[0] / 2**20:.0f} MiB at the "
+        f"peak, {other.contestant} {peaks[1] / 2**20:.0f} MiB, {peaks[1] / max(1, peaks[0]):.1f} times as "
+        f"much; beyond the {ours.gradient_bytes / 2**20:.0f} MiB of gradients that both return "
+        f"{beyond[0] / 2**20:.0f} and {beyond[1] / 2**20:.0f} MiB, {beyond[1] / beyond[0]:.1f} times as much"
+    )
 
 
 def _origin(document: Document) -> str:

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace sod::cpu {
 namespace {
@@ -17,10 +18,15 @@ struct Mapping {
   std::int64_t capacity = 0;
 };
 
-// One mapping is kept, never more. Leaked on purpose: tensors may outlive static objects at exit.
+// What one training step of the op from hidden states uses: logits of a chunk, the head's gradient, and what
+// waits for step weights.
+constexpr std::size_t kMostKept = 4;
+
+// In the order in which they were given back. Leaked on purpose: tensors may outlive static objects at exit.
 struct Keeper {
+  Keeper() { kept.reserve(kMostKept + 1); }
   std::mutex mutex;
-  Mapping kept;
+  std::vector<Mapping> kept;
 };
 
 Keeper& keeper() {
@@ -28,13 +34,44 @@ Keeper& keeper() {
   return *instance;
 }
 
-Mapping swap_kept(Mapping mapping) {
-  const std::lock_guard<std::mutex> lock(keeper().mutex);
-  return std::exchange(keeper().kept, mapping);
-}
-
 void unmap(Mapping mapping) {
   if (mapping.data != nullptr) (void)munmap(mapping.data, static_cast<std::size_t>(mapping.capacity));
+}
+
+// A larger mapping is left to whom it fits.
+bool fits(const Mapping& mapping, std::int64_t bytes) {
+  return mapping.capacity >= bytes && mapping.capacity - bytes <= bytes / 2;
+}
+
+// Takes the smallest kept mapping that fits. If none does, the largest that is too small has been outgrown
+// and goes back to the system.
+Mapping take(std::int64_t bytes) {
+  const std::lock_guard<std::mutex> lock(keeper().mutex);
+  std::vector<Mapping>& kept = keeper().kept;
+  auto best = kept.end(), outgrown = kept.end();
+  for (auto each = kept.begin(); each != kept.end(); ++each) {
+    if (fits(*each, bytes) && (best == kept.end() || each->capacity < best->capacity)) best = each;
+    const bool is_less = each->capacity < bytes;
+    if (is_less && (outgrown == kept.end() || each->capacity > outgrown->capacity)) outgrown = each;
+  }
+  const auto found = best != kept.end() ? best : outgrown;
+  if (found == kept.end()) return {};
+  const Mapping mapping = *found;
+  const bool is_fit = found == best;
+  kept.erase(found);
+  if (is_fit) return mapping;
+  unmap(mapping);
+  return {};
+}
+
+// Keeps a mapping; where that is one too many, the oldest goes back to the system.
+void keep(Mapping mapping) {
+  const std::lock_guard<std::mutex> lock(keeper().mutex);
+  std::vector<Mapping>& kept = keeper().kept;
+  kept.push_back(mapping);
+  if (kept.size() <= kMostKept) return;
+  unmap(kept.front());
+  kept.erase(kept.begin());
 }
 
 std::uintptr_t round_up(std::uintptr_t value, std::uintptr_t unit) {
@@ -64,11 +101,8 @@ Mapping map(std::int64_t bytes) {
 }  // namespace
 
 Pages::Pages(std::int64_t bytes) : bytes_(bytes) {
-  Mapping mapping = swap_kept({});
-  if (mapping.capacity < bytes) {
-    unmap(mapping);
-    mapping = map(bytes);
-  }
+  Mapping mapping = take(bytes);
+  if (mapping.data == nullptr) mapping = map(bytes);
   data_ = mapping.data;
   capacity_ = mapping.capacity;
 }
@@ -81,13 +115,22 @@ Pages::~Pages() {
 #endif
   const Mapping mapping{data_, capacity_};
   // What the system could not take back in need is not kept.
-  unmap(is_reclaimable ? swap_kept(mapping) : mapping);
+  if (is_reclaimable) {
+    keep(mapping);
+  } else {
+    unmap(mapping);
+  }
 }
 
 std::int64_t release_kept_pages() {
-  const Mapping mapping = swap_kept({});
-  unmap(mapping);
-  return mapping.capacity;
+  const std::lock_guard<std::mutex> lock(keeper().mutex);
+  std::int64_t bytes = 0;
+  for (const Mapping& mapping : keeper().kept) {
+    bytes += mapping.capacity;
+    unmap(mapping);
+  }
+  keeper().kept.clear();
+  return bytes;
 }
 
 }  // namespace sod::cpu

@@ -1,9 +1,9 @@
-// Memory for large gradients, whose pages outlive one use.
+// Memory for large gradients and scratch buffers, whose pages outlive one use.
 //
 // A gradient over a vocabulary is hundreds of megabytes that nobody has touched yet. Fresh from the system,
 // the first touch of its pages costs more than the gradient's arithmetic and memory traffic together, at
-// every training step again. So the mapping of the last gradient that was given back is kept for the next
-// one. Meanwhile its pages are marked as free to take: the system reclaims them as soon as it is short of
+// every training step again. So the few mappings that were last given back are kept for the next ones.
+// Meanwhile their pages are marked as free to take: the system reclaims them as soon as it is short of
 // memory, so keeping them cannot exhaust it. New mappings ask for large pages.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace sod::cpu {
 
-// A mapping of at least `bytes`, contents undefined; takes over the kept one if it is large enough.
+// A mapping of at least `bytes`, contents undefined; takes over a kept one of about that size.
 class Pages {
  public:
   // Throws std::bad_alloc.
@@ -29,7 +29,7 @@ class Pages {
   std::int64_t capacity_;
 };
 
-// Gives the kept mapping back to the system; returns its size in bytes.
+// Gives the kept mappings back to the system; returns their size in bytes.
 std::int64_t release_kept_pages();
 
 }  // namespace sod::cpu

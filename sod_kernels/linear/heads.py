@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sod_kernels.native import memory
+
 _TILE_ENTRIES = 1 << 22
 
 
@@ -35,12 +37,19 @@ class Head(NamedTuple):
 
 
 def _tiles(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The weight in the computing dtype: whole if that is its own, else a few megabytes at a time."""
+    """The weight in the computing dtype: whole if that is its own, else a few megabytes at a time.
+
+    A tile is valid until the next one.
+    """
     num_columns = weight.shape[0]
-    size = num_columns if weight.dtype == dtype else max(1, _TILE_ENTRIES // weight.shape[1])
+    if weight.dtype == dtype:
+        yield slice(0, num_columns), weight
+        return
+    size = max(1, _TILE_ENTRIES // weight.shape[1])
+    scratch = weight.new_empty(min(size, num_columns), weight.shape[1], dtype=dtype)
     for begin in range(0, num_columns, size):
-        tile = slice(begin, min(begin + size, num_columns))
-        yield tile, weight[tile].to(dtype)
+        columns = slice(begin, min(begin + size, num_columns))
+        yield columns, scratch[: columns.stop - begin].copy_(weight[columns])
 
 
 def _has_mixed_product(tensor: Tensor, dtype: torch.dtype) -> bool:
@@ -121,12 +130,11 @@ class HeadGradients:
     """Takes gradients of chunk logits back through the student's head; sums those of weight and bias.
 
     Attributes:
-        weight: (V, H) in the computing dtype, None where it is not wanted.
-        bias: (V,) likewise.
+        bias: (V,) in the computing dtype, None where it is not wanted.
     """
 
     def __init__(self, head: Head, wanted: Wanted, dtype: torch.dtype) -> None:
-        """Start at zero.
+        """Start with empty sums.
 
         Args:
             head: The student's.
@@ -135,8 +143,19 @@ class HeadGradients:
         """
         self._head = head
         self._wants_hidden = wanted.hidden
-        self.weight = torch.zeros_like(head.weight, dtype=dtype) if wanted.weight else None
-        self.bias = head.weight.new_zeros(head.weight.shape[0], dtype=dtype) if wanted.bias else None
+        weight = head.weight
+        # Written by the first product: filling it with zeros first would be two more walks over it.
+        self._weight = memory.empty(weight.shape, dtype, weight.device) if wanted.weight else None
+        self._is_written = False
+        self.bias = weight.new_zeros(weight.shape[0], dtype=dtype) if wanted.bias else None
+
+    @property
+    def weight(self) -> Tensor | None:
+        """(V, H) in the computing dtype, None where it is not wanted."""
+        if self._weight is not None and not self._is_written:
+            self._weight.zero_()
+            self._is_written = True
+        return self._weight
 
     def add(self, grad: Tensor, hidden: Tensor) -> Tensor | None:
         """Add the gradient of some rows to the sums.
@@ -153,14 +172,23 @@ class HeadGradients:
         add = self._add_halves if _has_mixed_product(hidden, grad.dtype) else self._add_tiles
         return add(grad, hidden)
 
+    def _sums(self, weight: Tensor, width: int) -> tuple[Tensor, float]:
+        """Sums of the valid columns, and the factor of what they hold: 0 where that is not written yet."""
+        factor = 1.0 if self._is_written else 0.0
+        if not self._is_written:
+            weight[width:].zero_()
+            self._is_written = True
+        return weight[:width], factor
+
     def _add_tiles(self, grad: Tensor, hidden: Tensor) -> Tensor | None:
-        scale = self._head.scale
-        if self.weight is not None:
-            self.weight[: grad.shape[1]].addmm_(grad.T, hidden.to(grad.dtype), alpha=scale)
+        scale, width = self._head.scale, grad.shape[1]
+        if self._weight is not None:
+            total, factor = self._sums(self._weight, width)
+            torch.addmm(total, grad.T, hidden.to(grad.dtype), beta=factor, alpha=scale, out=total)
         if not self._wants_hidden:
             return None
         of_hidden = grad.new_zeros(grad.shape[0], hidden.shape[1])
-        for columns, tile in _tiles(self._head.weight[: grad.shape[1]], grad.dtype):
+        for columns, tile in _tiles(self._head.weight[:width], grad.dtype):
             of_hidden.addmm_(grad[:, columns], tile, alpha=scale)
         return of_hidden
 
@@ -168,22 +196,29 @@ class HeadGradients:
         """Multiply on bfloat16 matrix units, without losing the gradient's precision or a walk over sums."""
         scale, width = self._head.scale, grad.shape[1]
         halves = split_in_two(grad, hidden.dtype)
-        if self.weight is not None:
-            total, twice = self.weight[:width], torch.cat((hidden, hidden))
-            torch.addmm(total, halves.T, twice, out_dtype=grad.dtype, alpha=scale, out=total)
+        if self._weight is not None:
+            total, factor = self._sums(self._weight, width)
+            twice = torch.cat((hidden, hidden))
+            torch.addmm(total, halves.T, twice, out_dtype=grad.dtype, beta=factor, alpha=scale, out=total)
         if not self._wants_hidden:
             return None
         high, low = torch.mm(halves, self._head.weight[:width], out_dtype=grad.dtype).chunk(2)
         return high.add_(low).mul_(scale)
 
     def add_scaled(self, other: HeadGradients, factor: Tensor) -> None:
-        """Add other sums times a factor, and set those to zero.
+        """Add other sums times a factor, and empty those.
 
         Args:
             other: Sums of the same head.
             factor: Scalar tensor.
         """
-        for ours, theirs in ((self.weight, other.weight), (self.bias, other.bias)):
-            if ours is not None and theirs is not None:
-                ours.addcmul_(theirs, factor)
-                theirs.zero_()
+        if self.bias is not None and other.bias is not None:
+            self.bias.addcmul_(other.bias, factor)
+            other.bias.zero_()
+        if self._weight is None or other._weight is None or not other._is_written:
+            return
+        if self._is_written:
+            self._weight.addcmul_(other._weight, factor)
+        else:
+            torch.mul(other._weight, factor, out=self._weight)
+        self._is_written, other._is_written = True, False

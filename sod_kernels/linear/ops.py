@@ -15,6 +15,7 @@ from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.single import SingleSweepResult, run_single_sweep
+from sod_kernels.native import memory
 from sod_kernels.types import RowState, TokenGradients, TokenStats
 
 _INPUTS = (
@@ -181,14 +182,32 @@ def _set_up_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     # A gradient of the gradient would come back to what is learned, so that must be at hand to be refused.
     learned = next((each for each in inputs[:_NUM_LEARNED] if each is not None and each.requires_grad), None)
     ctx.save_for_backward(learned, *output[-_NUM_LEARNED:])
+    # Or else zeros would be made for every output, and one of those is as large as the head.
+    ctx.set_materialize_grads(False)
     _remember(ctx, inputs)
 
 
-def _differentiate_loss(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_loss(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * ctx.num_arguments
     learned, *gradients = ctx.saved_tensors
-    if _may_consume(gradients):
-        return _returned(ctx, tuple(gradient.mul_(grad) for gradient in gradients))
-    return _returned(ctx, torch.ops.sod_kernels.linear_step_kl_scale(grad, learned, *gradients))
+    if not _may_consume(gradients):
+        return _returned(ctx, torch.ops.sod_kernels.linear_step_kl_scale(grad, learned, *gradients))
+    if not _is_one(grad):
+        gradients = [gradient.mul_(grad) for gradient in gradients]
+    return _returned(ctx, tuple(map(_narrowed, gradients, ctx.dtypes)))
+
+
+def _narrowed(gradient: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A gradient in the dtype of what it belongs to, if anybody wants it."""
+    if dtype in (None, gradient.dtype) or gradient.numel() == 0:
+        return gradient
+    return memory.empty(gradient.shape, dtype, gradient.device).copy_(gradient)
+
+
+def _is_one(factor: Tensor) -> bool:
+    """Whether scaling can be left out; elsewhere than on the CPU the answer would have to be waited for."""
+    return factor.device.type == "cpu" and bool(factor == 1.0)
 
 
 def _may_consume(gradients: list[Tensor]) -> bool:

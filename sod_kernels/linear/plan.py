@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _MIN_ROWS = 16
-_CHUNK_BYTES = {"cpu": 256 << 20}
+_CHUNK_BYTES = {"cpu": 320 << 20}
 _CHUNK_BYTES_ELSEWHERE = 3 << 29
 
 
@@ -70,7 +70,9 @@ class RowPlan:
     chunks: tuple[Chunk, ...]
 
 
-def make_plan(step_ids: Tensor, num_steps: int, *, chunk_size: int, keeps_steps_whole: bool) -> RowPlan:
+def make_plan(
+    step_ids: Tensor, num_steps: int, *, chunk_size: int, keeps_steps_whole: bool, spare_rows: int = 0
+) -> RowPlan:
     """Plan the walk over the rows that are in a step.
 
     Args:
@@ -79,6 +81,8 @@ def make_plan(step_ids: Tensor, num_steps: int, *, chunk_size: int, keeps_steps_
         chunk_size: Most rows of a chunk, at least 1.
         keeps_steps_whole: Whether a border moves back to the end of a step where one lies in the second half
             of the chunk; it saves work where a step's weight is known only when the step is complete.
+        spare_rows: With whole steps, by how many rows a chunk may outgrow `chunk_size` to reach the end of a
+            step. None outgrows it where a step would still be cut: the memory for that is needed then anyway.
 
     Returns:
         The plan.
@@ -97,6 +101,9 @@ def make_plan(step_ids: Tensor, num_steps: int, *, chunk_size: int, keeps_steps_
     is_run = num_rows == 0 or bool((active == torch.arange(offset, offset + num_rows)).all())
     step_ends = tokens[steps].cumsum(0).tolist()
     borders = _borders(step_ends, num_rows, chunk_size, keeps_steps_whole)
+    if keeps_steps_whole and spare_rows > 0:
+        larger = _borders(step_ends, num_rows, chunk_size, keeps_steps_whole, spare_rows)
+        borders = larger if {0, *step_ends}.issuperset(larger) else borders
     return RowPlan(
         num_rows=num_rows,
         offset=offset if is_run else 0,
@@ -108,7 +115,9 @@ def make_plan(step_ids: Tensor, num_steps: int, *, chunk_size: int, keeps_steps_
     )
 
 
-def _borders(step_ends: list[int], num_rows: int, chunk_size: int, keeps_steps_whole: bool) -> list[int]:
+def _borders(
+    step_ends: list[int], num_rows: int, chunk_size: int, keeps_steps_whole: bool, spare_rows: int = 0
+) -> list[int]:
     """First row of each chunk, and the number of rows."""
     # Chunks of one size, rather than full ones and a short last one.
     size = -(-num_rows // -(-num_rows // chunk_size)) if num_rows else chunk_size
@@ -120,6 +129,8 @@ def _borders(step_ends: list[int], num_rows: int, chunk_size: int, keeps_steps_w
             last = step_ends[position - 1] if position else 0
             if 2 * (last - begin) >= size:
                 end = last
+            elif last < end and step_ends[position] - begin <= chunk_size + spare_rows:
+                end = step_ends[position]
         borders.append(end)
     return borders
 

@@ -102,9 +102,13 @@ class _SingleSweep:
         waits = self._is_wanted and objective.kl_coefficient != 0.0 and needs_complete_steps(objective)
         self._waits = waits
         self._has_direct = objective.advantages is not None or objective.entropy_coefficient != 0.0
-        num_parts = 1 + (inputs.reference_hidden is not None) + self._has_direct
+        num_targets = 1 + (inputs.reference_hidden is not None)
         self.sweep = ChunkSweep(
-            inputs, options, keeps_steps_whole=waits, keeps_logits=waits and num_parts > 1
+            inputs,
+            options,
+            keeps_steps_whole=waits,
+            keeps_logits=waits and num_targets + self._has_direct > 1,
+            num_waiting=num_targets if wanted.weight else 0,
         )
         self.ledger = TokenLedger(self.sweep, has_row_state=False)
         self.running = RunningWeights(_NAME, objective, self.sweep, self.ledger)

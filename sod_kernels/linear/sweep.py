@@ -10,6 +10,7 @@ from sod_kernels.linear.heads import Head, apply_softcap_slope, project
 from sod_kernels.linear.inputs import Heads, LinearInputs, LinearOptions, make_heads
 from sod_kernels.linear.plan import Chunk, default_chunk_size, make_plan
 from sod_kernels.linear.rows import PlannedRows
+from sod_kernels.native import memory
 from sod_kernels.types import RowState, TokenGradients, TokenInputs, TokenStats
 
 
@@ -30,6 +31,7 @@ class ChunkSweep:
         *,
         keeps_steps_whole: bool = False,
         keeps_logits: bool = False,
+        num_waiting: int = 0,
     ) -> None:
         """Plan the walk and allocate the buffers.
 
@@ -38,6 +40,8 @@ class ChunkSweep:
             options: Numbers and names.
             keeps_steps_whole: See `make_plan`.
             keeps_logits: Whether a gradient may have to leave the student's logits as they are.
+            num_waiting: Gradients of the student's weight that a step cut in two would wait in. Unless the
+                caller chose the chunks, they grow to the end of a step where that takes less memory.
         """
         self.heads: Heads = make_heads(inputs, options)
         self.dtype = inputs.dtype
@@ -46,22 +50,27 @@ class ChunkSweep:
         hidden = inputs.student_hidden
         has_spare = keeps_logits or options.student_softcap is not None
         num_buffers = 2 + (self.heads.reference is not None) + has_spare
-        element_bytes = torch.finfo(self.dtype).bits // 8
-        size = options.chunk_size or default_chunk_size(
-            options.vocab_size, num_buffers, element_bytes, hidden.device.type
-        )
         plan = make_plan(
-            inputs.step_ids.cpu(), options.num_steps, chunk_size=size, keeps_steps_whole=keeps_steps_whole
+            inputs.step_ids.cpu(),
+            options.num_steps,
+            chunk_size=options.chunk_size or self._default_chunk_size(num_buffers),
+            keeps_steps_whole=keeps_steps_whole,
+            spare_rows=0 if options.chunk_size else num_waiting * hidden.shape[1] // num_buffers,
         )
         self.chunks = plan.chunks
         self.rows = PlannedRows(plan, hidden.shape[0], hidden.device)
         self._sampled = None if inputs.sampled_ids is None else self.rows.pick(inputs.sampled_ids)
         rows = max((chunk.num_rows for chunk in self.chunks), default=0)
-        buffers = hidden.new_empty(num_buffers, rows, options.vocab_size, dtype=self.dtype)
+        buffers = memory.empty((num_buffers, rows, options.vocab_size), self.dtype, hidden.device)
         self._student, self._teacher = buffers[0], buffers[1]
         self._reference = buffers[2] if self.heads.reference is not None else None
         # The last buffer; read only where it was asked for.
         self._spare = buffers[-1]
+
+    def _default_chunk_size(self, num_buffers: int) -> int:
+        element_bytes = torch.finfo(self.dtype).bits // 8
+        device_type = self.heads.student.hidden.device.type
+        return default_chunk_size(self._spec.vocab_size, num_buffers, element_bytes, device_type)
 
     @property
     def has_sampled(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sod_kernels.native import loader
+from sod_kernels.native import loader, memory
 from sod_kernels.types import (
     DivergenceSpec,
     LogProbGradients,
@@ -26,8 +26,6 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _DIVERGENCES = {"reverse_kl": 0, "forward_kl": 1, "jsd": 2}
 _NUM_STEP_COLUMNS = 5
 _NUM_LOG_PROB_STATE_COLUMNS = 2
-# From here on a CPU gradient gets pages that are kept between uses; smaller ones come from the heap anyway.
-_KEPT_PAGES_FROM_BYTES = 8 << 20
 
 
 def availability(device_type: str) -> str | None:
@@ -113,7 +111,7 @@ def backward(
     student = inputs.student_logits
     library = loader.load(student.device.type)
     problem = _problem(library, "backward", inputs, spec)
-    gradient = _empty_gradient(library, student) if out is None else _checked("backward", out, student)
+    gradient = _empty_like(student) if out is None else _checked("backward", out, student)
     library.backward(
         problem=problem,
         upstream=library.Upstream(**_addresses(upstream), row_state=row_state.data_ptr()),
@@ -173,10 +171,7 @@ def log_probs_backward(
     student = inputs.student_logits
     library = loader.load(student.device.type)
     problem = _log_prob_problem(library, "log_probs_backward", inputs)
-    if out is None:
-        gradient = _empty_gradient(library, student)
-    else:
-        gradient = _checked("log_probs_backward", out, student)
+    gradient = _empty_like(student) if out is None else _checked("log_probs_backward", out, student)
     # The CUDA kernel writes over the logits before it comes back to those of the ids.
     picked = torch.empty_like(upstream.log_probs) if student.device.type == "cuda" else None
     library.log_probs_backward(
@@ -193,10 +188,10 @@ def log_probs_backward(
 
 
 def release_memory() -> int:
-    """Give the pages of the last large CPU gradient back to the system.
+    """Give the pages of large CPU tensors that died back to the system.
 
-    They are kept for the next gradient, marked so that the system may take them when it is short of memory;
-    until then tools count them as used.
+    Those of the last few gradients and scratch buffers are kept for the next ones, marked so that the system
+    may take them when it is short of memory; until then tools count them as used.
 
     Returns:
         How many bytes were kept.
@@ -208,12 +203,8 @@ def release_memory() -> int:
     return num_bytes
 
 
-def _empty_gradient(library: Any, like: Tensor) -> Tensor:
-    """Allocate an uninitialised, contiguous tensor; a large one on the CPU takes over kept pages."""
-    num_bytes = like.numel() * like.element_size()
-    if like.device.type != "cpu" or num_bytes < _KEPT_PAGES_FROM_BYTES:
-        return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    return torch.frombuffer(library.Pages(num_bytes), dtype=like.dtype).view(like.shape)
+def _empty_like(tensor: Tensor) -> Tensor:
+    return memory.empty(tensor.shape, tensor.dtype, tensor.device)
 
 
 def _checked(function: str, out: Tensor, like: Tensor) -> Tensor:

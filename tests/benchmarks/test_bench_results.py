@@ -7,6 +7,7 @@ from documents import ABSENT, BAD, EAGER, OURS, QUICKER, document
 
 from benchmarks.compare import compare
 from benchmarks.compare import main as compare_main
+from benchmarks.ours import LOGITS_PATH
 from benchmarks.plots import draw_growth, draw_roofline
 from benchmarks.record import path_of, read, write
 from benchmarks.table import render
@@ -52,6 +53,18 @@ def test_a_weighted_row_of_ours_is_not_set_against_peers():
     weighted = replace(OURS, contestant="step_kl native + SOD weights", median_s=0.001)
     assert "win 2.50x" in render(document(weighted, OURS, EAGER))
     assert "Nothing of ours was timed." in render(document(weighted, EAGER))
+
+
+def test_memory_is_set_against_the_way_through_logits():
+    gradients = (512 + 4096) * 256 * 4
+    case = {"op": "linear_step_kl", "vocab": 4096, "student_width": 256}
+    ours = replace(OURS, contestant="linear_step_kl native", peak_extra_bytes=gradients + 2**20, **case)
+    through_logits = replace(EAGER, contestant=LOGITS_PATH, peak_extra_bytes=gradients + 24 * 2**20, **case)
+    text = render(document(ours, through_logits))
+    assert "small, N=512, float32: linear_step_kl native 6 MiB at the peak" in text
+    assert f"{LOGITS_PATH} 28 MiB, 5.2 times as much" in text
+    assert "beyond the 4 MiB of gradients that both return 1 and 24 MiB, 24.0 times as much" in text
+    assert "Memory" not in render(document(ours))
 
 
 def test_uncommitted_changes_are_said():

@@ -70,6 +70,32 @@ def test_sums_over_chunks(dtype, tile_entries, monkeypatch):
     assert not sums.bias[13:].any()
 
 
+def test_what_the_memory_held_before_is_in_no_sum(monkeypatch):
+    monkeypatch.setattr(
+        module.memory, "empty", lambda shape, dtype, device: torch.full(shape, torch.nan, dtype=dtype)
+    )
+    head = _head(torch.float64)
+    grad = torch.ones(9, 13, dtype=torch.float64)
+    untouched, one, two, waiting = (
+        HeadGradients(head, Wanted(False, True, False), torch.float64) for _ in range(4)
+    )
+    assert torch.equal(untouched.weight, torch.zeros(14, 6, dtype=torch.float64))
+    one.add(grad, head.hidden)
+    exact = 0.7 * grad.T @ head.hidden
+    torch.testing.assert_close(one.weight[:13], exact)
+    assert not one.weight[13:].any()
+    waiting.add(grad, head.hidden)
+    two.add_scaled(waiting, torch.tensor(0.5, dtype=torch.float64))
+    torch.testing.assert_close(two.weight[:13], 0.5 * exact)
+    # Emptied sums do not come back, and a second use starts anew.
+    two.add_scaled(waiting, torch.tensor(0.5, dtype=torch.float64))
+    torch.testing.assert_close(two.weight[:13], 0.5 * exact)
+    waiting.add(2.0 * grad, head.hidden)
+    two.add_scaled(waiting, torch.tensor(0.25, dtype=torch.float64))
+    torch.testing.assert_close(two.weight[:13], exact)
+    assert not two.weight[13:].any()
+
+
 def test_only_what_is_wanted_is_computed():
     head = _head(torch.float64)
     grad = torch.ones(9, 14, dtype=torch.float64)

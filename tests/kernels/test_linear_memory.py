@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sod_kernels import SodWeighting, TurnWeighting, linear_step_kl
-from sod_kernels.linear import ops
+from sod_kernels.linear import ops, single
+from sod_kernels.linear import plan as plan_module
 from sod_kernels.linear.plan import make_plan
 
 NUM_COLUMNS = 400
@@ -90,3 +91,65 @@ def test_nothing_is_multiplied_twice(spy):
         student = [each.clone().requires_grad_(number in learned) for number, each in enumerate(heads)]
         linear_step_kl(*student, *teacher, ids, weighting=SodWeighting(), chunk_size=16, backend="reference")
         assert spy.products == active * NUM_COLUMNS * (wanted + teacher_size)
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes the entries of everything that is made, not of what is changed in place or seen once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._opname not in ("mul_", "detach"):
+            self.made.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_gradient_of_the_head_is_made_once_and_handed_over(factor, monkeypatch):
+    run, made = ops.run_single_sweep, []
+
+    def noted(*arguments):
+        result = run(*arguments)
+        made.append(result.grad_weight.data_ptr())
+        return result
+
+    monkeypatch.setattr(ops, "run_single_sweep", noted)
+    hidden, weight = torch.randn(20, 6, requires_grad=True), torch.randn(NUM_COLUMNS, 6, requires_grad=True)
+    out = linear_step_kl(hidden, weight, torch.randn(20, 5), torch.randn(NUM_COLUMNS, 5), backend="reference")
+    loss = factor * out.loss
+    with _Sizes() as sizes:
+        loss.backward()
+    # Neither a copy nor zeros of its size come into being, and the leaf takes the very memory.
+    assert max(sizes.made, default=0) < weight.numel()
+    assert [weight.grad.data_ptr()] == made
+
+
+def _run_noting_waits(chunk_size, monkeypatch):
+    """Gradients of a batch with two steps longer than a chunk of 16, and what waited for a weight then."""
+    generator = torch.Generator().manual_seed(0)
+    # At this hidden size a chunk of 16 rows may grow by 20.
+    heads = [torch.randn(rows, 40, generator=generator, dtype=torch.float64) for rows in (80, 30) * 2]
+    student = [each.requires_grad_() for each in heads[:2]]
+    ids = torch.repeat_interleave(torch.arange(4), torch.tensor([4, 30, 30, 16]))
+    wait, waited = single._Gradients.wait, []
+
+    def noted(self, part, *arguments):
+        waited.append(part)
+        wait(self, part, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_module, "_CHUNK_BYTES", {"cpu": 0})
+        patch.setattr(single._Gradients, "wait", noted)
+        out = linear_step_kl(*student, *heads[2:], ids, weighting=SodWeighting(), chunk_size=chunk_size)
+    return torch.autograd.grad(out.loss, student), waited
+
+
+def test_a_long_step_makes_its_chunk_longer_where_that_takes_less_memory(monkeypatch):
+    whole, nothing = _run_noting_waits(None, monkeypatch)
+    cut, waited = _run_noting_waits(16, monkeypatch)
+    assert (len(nothing), len(waited) > 0) == (0, True)
+    for ours, wanted in zip(whole, cut, strict=True):
+        torch.testing.assert_close(ours, wanted)

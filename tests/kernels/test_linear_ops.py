@@ -191,6 +191,24 @@ def test_second_backward_without_a_kept_graph_is_refused_and_with_one_is_right()
         torch.autograd.grad(3.0 * out.loss, learned(heads))
 
 
+def test_a_loss_that_gets_no_gradient_gives_none():
+    class Dropped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss, other):
+            return loss + other
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None, grad
+
+    heads = make_heads(PACKED_IDS.shape)
+    out = linear_step_kl(**heads, step_ids=PACKED_IDS, backend="reference")
+    other = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    Dropped.apply(out.loss, other).backward()
+    assert all(each.grad is None for each in learned(heads))
+    assert other.grad == 1.0
+
+
 def test_own_weighting_is_forgotten_after_the_call():
     heads = make_heads(PACKED_IDS.shape)
 

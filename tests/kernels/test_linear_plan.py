@@ -8,10 +8,12 @@ from sod_kernels.linear.plan import default_chunk_size, make_plan
 from sod_kernels.linear.rows import PlannedRows
 
 
-def _plan(ids, chunk_size, keeps_steps_whole=True, num_steps=None):
+def _plan(ids, chunk_size, keeps_steps_whole=True, num_steps=None, spare_rows=0):
     ids = torch.tensor(ids, dtype=torch.int64)
     num_steps = int(ids.max()) + 1 if num_steps is None else num_steps
-    return make_plan(ids, num_steps, chunk_size=chunk_size, keeps_steps_whole=keeps_steps_whole)
+    return make_plan(
+        ids, num_steps, chunk_size=chunk_size, keeps_steps_whole=keeps_steps_whole, spare_rows=spare_rows
+    )
 
 
 def _borders(plan):
@@ -43,6 +45,19 @@ def test_border_stays_where_the_step_ends_in_the_first_half():
     assert _borders(_plan([0] * 3 + [1] * 13, 8)) == [(0, 8, 5), (8, 16, 0)]
 
 
+def test_chunk_outgrows_its_size_to_reach_the_end_of_a_step():
+    ids = [0] * 3 + [1] * 9 + [2] * 4
+    assert _borders(_plan(ids, 8, spare_rows=3)) == [(0, 8, 5), (8, 16, 0)]
+    assert _borders(_plan(ids, 8, spare_rows=4)) == [(0, 12, 0), (12, 16, 0)]
+    assert _borders(_plan(ids, 8, keeps_steps_whole=False, spare_rows=4)) == [(0, 8, 5), (8, 16, 0)]
+
+
+def test_no_chunk_outgrows_its_size_where_another_step_is_cut_all_the_same():
+    ids = [0] * 3 + [1] * 9 + [2] * 40
+    assert _borders(_plan(ids, 8, spare_rows=4)) == _borders(_plan(ids, 8))
+    assert any(num_open for _, _, num_open in _borders(_plan(ids, 8)))
+
+
 def test_chunks_are_of_one_size():
     chunks = _plan(list(range(18)), 16, keeps_steps_whole=False).chunks
     assert [chunk.num_rows for chunk in chunks] == [9, 9]
@@ -65,9 +80,11 @@ def test_no_row_no_chunk():
     ids=st.lists(st.integers(-1, 6), min_size=1, max_size=60),
     chunk_size=st.integers(1, 70),
     keeps_steps_whole=st.booleans(),
+    spare_rows=st.integers(0, 20),
 )
-def test_what_every_plan_promises(ids, chunk_size, keeps_steps_whole):
-    plan = _plan(ids, chunk_size, keeps_steps_whole, num_steps=7)
+def test_what_every_plan_promises(ids, chunk_size, keeps_steps_whole, spare_rows):
+    plan = _plan(ids, chunk_size, keeps_steps_whole, num_steps=7, spare_rows=spare_rows)
+    most_rows = chunk_size + (spare_rows if keeps_steps_whole else 0)
     steps = torch.tensor(ids)
     rows = PlannedRows(plan, len(ids), torch.device("cpu"))
     walked = rows.pick(torch.arange(len(ids)))
@@ -76,7 +93,7 @@ def test_what_every_plan_promises(ids, chunk_size, keeps_steps_whole):
     assert torch.equal(rows.put(rows.pick(steps + 1)), torch.where(steps >= 0, steps + 1, 0))
     complete, end = 0, 0
     for chunk in plan.chunks:
-        assert (chunk.begin, 1 <= chunk.num_rows <= chunk_size) == (end, True)
+        assert (chunk.begin, 1 <= chunk.num_rows <= most_rows) == (end, True)
         ranks = plan.ranks[chunk.begin : chunk.end].tolist()
         later = set(plan.ranks[chunk.end :].tolist())
         assert (chunk.first_rank, chunk.stop_rank) == (ranks[0], ranks[-1] + 1)
@@ -87,8 +104,8 @@ def test_what_every_plan_promises(ids, chunk_size, keeps_steps_whole):
 
 
 def test_default_size_keeps_the_buffers_small():
-    assert default_chunk_size(151_936, 2, 4, "cpu") == 208
-    assert 208 * 151_936 * 2 * 4 <= 256 << 20
+    assert default_chunk_size(151_936, 2, 4, "cpu") == 272
+    assert 272 * 151_936 * 2 * 4 <= 320 << 20
     assert default_chunk_size(151_936, 3, 4, "cuda") == 880
     assert 880 * 151_936 * 3 * 4 <= 1.5 * (1 << 30)
     assert default_chunk_size(10_000_000, 4, 8, "cpu") == 16
