@@ -102,7 +102,7 @@ class _Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func._opname not in ("mul_", "detach"):
+        if func._opname not in ("mul_", "detach") and isinstance(result, torch.Tensor):
             self.made.append(result.numel())
         return result
 
