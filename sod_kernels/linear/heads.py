@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sod_kernels.native import memory
 
-_TILE_ENTRIES = 1 << 22
+_TILE_ENTRIES = 1 << 20
 
 
 class Head(NamedTuple):

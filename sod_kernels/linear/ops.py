@@ -188,8 +188,9 @@ def _set_up_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _differentiate_loss(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    num_arguments: int = ctx.num_arguments
     if grad is None:
-        return (None,) * ctx.num_arguments
+        return (None,) * num_arguments
     learned, *gradients = ctx.saved_tensors
     if not _may_consume(gradients):
         return _returned(ctx, torch.ops.sod_kernels.linear_step_kl_scale(grad, learned, *gradients))
