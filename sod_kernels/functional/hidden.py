@@ -112,7 +112,7 @@ def linear_step_kl(
         single_sweep: Whether the loss alone is differentiable, in a single sweep. False: `loss`, `token_kl`,
             `token_reference_kl`, `student_log_probs` and `student_entropy` are, with any upstream gradient; a
             second sweep projects the logits again.
-        chunk_size: Most rows that are projected together. None: as many as keep the logits within 320 MiB on
+        chunk_size: Most rows that are projected together. None: as many as keep the logits within 300 MiB on
             the CPU and 1.5 GiB elsewhere, at least 16; more to the end of a step whose weight is waited for,
             where that takes less memory than the sums of the waiting rows.
         response_mask: As in `step_kl`; where step ids may be.

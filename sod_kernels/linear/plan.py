@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _MIN_ROWS = 16
-_CHUNK_BYTES = {"cpu": 320 << 20}
+_CHUNK_BYTES = {"cpu": 300 << 20}
 _CHUNK_BYTES_ELSEWHERE = 3 << 29
 
 
@@ -150,7 +150,7 @@ def _chunk(begin: int, end: int, step_ends: list[int]) -> Chunk:
 
 
 def default_chunk_size(vocab_size: int, num_buffers: int, element_bytes: int, device_type: str) -> int:
-    """Choose the rows of a chunk so that its logits stay within 320 MiB on the CPU and 1.5 GiB elsewhere.
+    """Choose the rows of a chunk so that its logits stay within 300 MiB on the CPU and 1.5 GiB elsewhere.
 
     Args:
         vocab_size: Columns of each buffer.

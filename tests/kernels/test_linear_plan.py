@@ -104,8 +104,8 @@ def test_what_every_plan_promises(ids, chunk_size, keeps_steps_whole, spare_rows
 
 
 def test_default_size_keeps_the_buffers_small():
-    assert default_chunk_size(151_936, 2, 4, "cpu") == 272
-    assert 272 * 151_936 * 2 * 4 <= 320 << 20
+    assert default_chunk_size(151_936, 2, 4, "cpu") == 256
+    assert 256 * 151_936 * 2 * 4 <= 300 << 20
     assert default_chunk_size(151_936, 3, 4, "cuda") == 880
     assert 880 * 151_936 * 3 * 4 <= 1.5 * (1 << 30)
     assert default_chunk_size(10_000_000, 4, 8, "cpu") == 16
