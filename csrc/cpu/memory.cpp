@@ -5,7 +5,6 @@
 
 #include <mutex>
 #include <new>
-#include <utility>
 #include <vector>
 
 namespace sod::cpu {
