@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contestant import Contestant
+from benchmarks.contestant import PEER, Contestant
 from benchmarks.device import CpuDevice, head_products
 from benchmarks.inputs import HiddenInputs, make_inputs
 from benchmarks.limits import work
-from benchmarks.measure import Entrant, enter
+from benchmarks.measure import Entrant, bind, enter
 from benchmarks.ours import LOGITS_PATH, our_contestants
 from benchmarks.peers import add_to_path, peer_contestants, versions
 from benchmarks.record import OK, ROOT, make_row, provenance
@@ -89,6 +89,7 @@ def measure(
     inputs = make_inputs(case, "cpu")
     if not isinstance(inputs, HiddenInputs):
         raise TypeError(f"benchmarks: {case.op} does not start from hidden states.")
+    _warm_up(contestants, case.dtype)
     truth = TruthOf(inputs)
     found: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], object]] = {}
@@ -108,6 +109,14 @@ def measure(
         for name, timing in time_in_turns(calls, device, budget_s=budget_s).items():
             found[name]["timing"] = timing
     return found
+
+
+def _warm_up(contestants: list[Contestant], dtype: str) -> None:
+    """Run once on a few rows, so that no contestant is charged for code and buffers of the libraries."""
+    inputs = make_inputs(Case(op=OP, pair=PAIRS["small"], rows=64, dtype=dtype), "cpu")
+    for contestant in contestants:
+        if contestant.kind != PEER:
+            bind(contestant.prepare(inputs), inputs.leaves, has_backward=True)()
 
 
 def _time_lines(case: Case, found: dict[str, dict[str, Any]]) -> list[str]:
