@@ -20,6 +20,7 @@ _INSTALL_LIBSECCOMP = (
     "libseccomp or its Python binding is not installed. Install them: `apt-get install libseccomp2` "
     "(Debian, Ubuntu) or `dnf install libseccomp` (Fedora, RHEL), and `pip install pyseccomp`."
 )
+_HELP_TIMEOUT_S = 60.0
 _SWITCHES = (
     (
         "/proc/sys/kernel/unprivileged_userns_clone",
@@ -78,7 +79,9 @@ def bubblewrap() -> tuple[str, str]:
     path = shutil.which("bwrap")
     if path is None:
         raise FileNotFoundError(_INSTALL_BUBBLEWRAP)
-    answer = subprocess.run([path, "--help"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [path, "--help"], capture_output=True, text=True, check=False, timeout=_HELP_TIMEOUT_S
+    )
     return path, answer.stdout + answer.stderr
 
 
