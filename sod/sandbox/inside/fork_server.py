@@ -17,7 +17,7 @@ one per packet:
     here -> host   {"event": "ended", ...}
 
 `reason` is why the child could not be confined (the code did not run), else empty. `status` is the wait
-status of the child. Between the pieces of a session the child is stopped, so that its threads cost nothing and
+status of the child. Between the pieces of a session the child is stopped: its threads cost nothing and
 see nothing. `is_retiring` says that this server could not clean up and ends.
 """
 
