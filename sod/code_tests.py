@@ -21,7 +21,7 @@ from sod.types import ToolOutcome
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _RESULT = "sod-result:"
-# Runs the program as a module of its own, so that a guarded main does not start; the wanted value stays outside.
+# Runs the program as a module, so that a guarded main does not start; the wanted value stays outside.
 _DRIVER = """
 import json as _json, sys as _sys, types as _types
 _request = _json.loads(_REQUEST_)

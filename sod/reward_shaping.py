@@ -80,7 +80,7 @@ def _shaped(
         num_tokens=num_tokens,
         section=section,
     )
-    changed = replace(last, reward=last.reward + reward - trajectory.reward)
+    changed = replace(last, reward=last.reward + (reward - trajectory.reward))
     return replace(trajectory, reward=reward, turns=(*trajectory.turns[:-1], changed))
 
 

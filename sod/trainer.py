@@ -25,7 +25,7 @@ from sod.checkpoint import (
     TrainerState,
     discard_after,
     latest_checkpoint,
-    load_state,
+    recover_checkpoint,
     save_checkpoint,
 )
 from sod.config import RunConfig
@@ -365,15 +365,21 @@ class SODTrainer:
         return JsonLines(path, offset=self.state.file_bytes.get(name, 0))
 
     def _restore(self) -> None:
-        latest = latest_checkpoint(self._folder.checkpoints)
-        discard_after(self._folder.checkpoints, latest)
-        if latest is None:
+        found = recover_checkpoint(self._folder.checkpoints)
+        discard_after(self._folder.checkpoints, None if found is None else found.folder)
+        if found is None:
             return
-        self.state, optimizer_state = load_state(latest)
-        load_weights(self.model, latest)
-        self._optimizer.load_state_dict(optimizer_state)
+        self.state = found.state
+        load_weights(self.model, found.folder)
+        self._optimizer.load_state_dict(found.optimizer_state)
+        if found.problem is not None:
+            self._display.warn(
+                f"took the last whole checkpoint, {found.folder.name}; damaged ones were set aside: "
+                f"{found.problem}"
+            )
         self._display.line(
-            f"resumed after {self.state.round} rounds and {self.state.update} updates from {latest.name}"
+            f"resumed after {self.state.round} rounds and {self.state.update} updates from "
+            f"{found.folder.name}"
         )
 
     def _save(self) -> Path:

@@ -48,7 +48,7 @@ class ToolsSection(EnvironmentSection):
         """Check types, ranges, and that the sandbox has what it needs.
 
         Raises:
-            ConfigError: For a sandbox without an address, an address without it, or state that it cannot keep.
+            ConfigError: For a sandbox without address, an address without it, state that it cannot keep.
         """
         super().__post_init__()
         is_remote = self.sandbox == "fusion"
@@ -58,8 +58,8 @@ class ToolsSection(EnvironmentSection):
             )
         if not is_remote and self.sandbox_url is not None:
             raise ConfigError(
-                f'[environment] sandbox_url = {self.sandbox_url!r}: belongs to sandbox = "fusion", but sandbox '
-                f"= {self.sandbox!r}; remove one of the two"
+                f'[environment] sandbox_url = {self.sandbox_url!r}: belongs to sandbox = "fusion", but '
+                f"sandbox = {self.sandbox!r}; remove one of the two"
             )
         if is_remote and self.python_state == "kept":
             raise ConfigError(
