@@ -144,8 +144,8 @@ def latest_checkpoint(root: Path) -> Path | None:
     problem = _problem(root / name)
     if problem is not None:
         raise CheckpointError(
-            f"latest_checkpoint: {root / POINTER} names {name!r}, but that is no whole checkpoint: {problem}; "
-            "go on by --resume, which takes the last whole one"
+            f"latest_checkpoint: {root / POINTER} names {name!r}, but that is no whole checkpoint: "
+            f"{problem}; go on by --resume, which takes the last whole one"
         )
     return root / name
 
@@ -157,6 +157,12 @@ class Recovered(NamedTuple):
     state: TrainerState
     optimizer_state: list[dict[str, Any]]
     problem: str | None
+
+    @property
+    def description(self) -> str:
+        """Where the run goes on."""
+        state = self.state
+        return f"resumed after {state.round} rounds and {state.update} updates from {self.folder.name}"
 
 
 def recover_checkpoint(root: Path) -> Recovered | None:

@@ -374,13 +374,9 @@ class SODTrainer:
         self._optimizer.load_state_dict(found.optimizer_state)
         if found.problem is not None:
             self._display.warn(
-                f"took the last whole checkpoint, {found.folder.name}; damaged ones were set aside: "
-                f"{found.problem}"
+                f"damaged checkpoints were set aside, the last whole one taken: {found.problem}"
             )
-        self._display.line(
-            f"resumed after {self.state.round} rounds and {self.state.update} updates from "
-            f"{found.folder.name}"
-        )
+        self._display.line(found.description)
 
     def _save(self) -> Path:
         self._metrics.sync()
