@@ -37,6 +37,7 @@ def _check_rows(batch: Batch, logits: Tensor, owner: str) -> None:
     index, turn = batch.trajectories[int(batch.step_trajectory[step])], int(batch.step_turn[step])
     raise TrainingError(
         f"check_scores: the {owner} scores trajectory {index} of the round, turn {turn}, token {row - first} "
-        f"of the turn with logits that are not numbers ({bad.numel()} such rows in this microbatch). No update "
-        "was made from it. Look at its weights and at their type (float16 overflows), then use --resume."
+        f"of the turn with logits that are not numbers ({bad.numel()} such rows in this microbatch). No "
+        "update was made from it. Look at its weights and at their type (float16 overflows), then use "
+        "--resume."
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable
+from enum import Enum, auto
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +22,16 @@ from sod.sandbox.worker import Ending, Worker, WorkerLostError
 from sod.types import ToolOutcome
 
 _FLOOD = "the interpreter was stopped: its output had no end"
-_MAX_ANSWER_BYTES = 4096
+_MAX_ANSWER_BYTES = 1 << 16
+_MARK_BYTES = 8
+
+
+class _Ended(Enum):
+    """Why a call has no answer."""
+
+    OVERDUE = auto()
+    FLOODED = auto()
+    GONE = auto()
 
 
 class Interpreter:
@@ -72,19 +83,16 @@ class Interpreter:
         start = time.monotonic()
         captures = [Capture(os.dup(fd), self._max_output_bytes) for fd in self._outputs]
         try:
-            # An answer that nobody asked for is none.
-            with contextlib.suppress(BlockingIOError):
-                self._commands.recv(_MAX_ANSWER_BYTES)
             self.worker.order("go")
-            request = CALL_HEADER.pack(len(code), len(stdin)) + code + stdin
-            answer = self._exchange(memoryview(request), captures, start + timeout_s)
-            is_timeout, over = False, None
-            if answer:
-                exit_code = answer[0]
+            mark = secrets.token_bytes(_MARK_BYTES)
+            request = CALL_HEADER.pack(mark, len(code), len(stdin)) + code + stdin
+            ended = self._exchange(memoryview(request), mark, captures, start + timeout_s)
+            is_timeout, over = ended is _Ended.OVERDUE, None
+            if isinstance(ended, int):
+                exit_code = ended
                 self.worker.order("pause")
             else:
-                is_timeout = answer is None and not any(capture.is_flooded for capture in captures)
-                over = _FLOOD if answer is None and not is_timeout else ""
+                over = _FLOOD if ended is _Ended.FLOODED else ""
                 exit_code = self.end()
             for capture in captures:
                 capture.read_available()
@@ -119,8 +127,11 @@ class Interpreter:
         """Close what belongs to the session on this side; harmless twice."""
         self._resources.close()
 
-    def _exchange(self, request: memoryview, captures: list[Capture], deadline: float) -> bytes | None:
-        """Send the request and read output until the answer; empty without one, None at the deadline."""
+    def _exchange(
+        self, request: memoryview, mark: bytes, captures: list[Capture], deadline: float
+    ) -> int | _Ended:
+        """Send the request and read output until the answer; return the exit code, or why there is none."""
+        answer = bytearray()
         while (left_s := deadline - time.monotonic()) > 0:
             poll = select.poll()
             poll.register(self._commands, select.POLLIN | (select.POLLOUT if request else 0))
@@ -129,27 +140,28 @@ class Interpreter:
                     poll.register(capture.fd, select.POLLIN)
             ready = dict(poll.poll(left_s * 1000 + 1))
             for capture in captures:
-                if capture.fd in ready and capture.is_open:
+                if capture.fd in ready:
                     capture.read_available()
-                if capture.is_flooded:
-                    return None
             events = ready.get(self._commands.fileno(), 0)
-            if events & ~select.POLLOUT:
-                return self._answer(is_expected=not request)
-            if events:
-                try:
+            try:
+                if events & select.POLLOUT:
                     request = request[self._commands.send(request) :]
-                except OSError:
-                    return b""
-        return None
-
-    def _answer(self, *, is_expected: bool) -> bytes:
-        """Read the answer; empty where the interpreter is gone, or answers what it has not read."""
-        try:
-            data = self._commands.recv(_MAX_ANSWER_BYTES)
-        except OSError:
-            return b""
-        return data if is_expected else b""
+                if events & ~select.POLLOUT:
+                    data = self._commands.recv(_MAX_ANSWER_BYTES)
+                    if not data:
+                        return _Ended.GONE
+                    answer += data
+            except BlockingIOError:
+                continue
+            except OSError:
+                return _Ended.GONE
+            if any(capture.is_flooded for capture in captures) or len(answer) > _MAX_ANSWER_BYTES:
+                return _Ended.FLOODED
+            # The code can write here too, but it was not told the mark.
+            found = answer.find(mark)
+            if 0 <= found < len(answer) - _MARK_BYTES:
+                return answer[found + _MARK_BYTES]
+        return _Ended.OVERDUE
 
 
 class SandboxSession:

@@ -20,8 +20,8 @@ from typing import NoReturn, TextIO
 FILE_NAME = "<code>"
 # Later pieces of a session are "<code 2>" and so on: a traceback through an earlier one shows its lines.
 _FILE_NAME_BEGIN = "<code"
-CALL_HEADER = struct.Struct("=QQ")
-"""What the host sends before each piece of a session: bytes of code, bytes of stdin."""
+CALL_HEADER = struct.Struct("=8sQQ")
+"""What the host sends before each piece of a session: a mark, bytes of code, bytes of stdin."""
 
 _FUTURE_FLAGS = 0
 for _name in __future__.all_feature_names:
@@ -56,8 +56,9 @@ def run_and_exit(code: str) -> NoReturn:
 def run_session(command_fd: int) -> NoReturn:
     """Run pieces of code as one `__main__`, variables, modules and files kept, until the host hangs up.
 
-    A piece comes as a `CALL_HEADER`, code and stdin; one byte with its exit code answers it. `SystemExit`
-    ends the piece and not the session; threads that a piece started go on while a later one runs.
+    A piece comes as a `CALL_HEADER`, code and stdin; its mark and one byte, the exit code, answer it: what
+    the code itself writes there is no answer. `SystemExit` ends the piece and not the session; threads that a
+    piece started go on while a later one runs.
 
     Args:
         command_fd: Descriptor of a connected stream socket.
@@ -68,7 +69,7 @@ def run_session(command_fd: int) -> NoReturn:
         own_streams = [_open_output(fd) for fd in (1, 2)]
         number = 0
         while header := _read_exactly(command_fd, CALL_HEADER.size):
-            num_code_bytes, num_stdin_bytes = CALL_HEADER.unpack(header)
+            mark, num_code_bytes, num_stdin_bytes = CALL_HEADER.unpack(header)
             code = _read_exactly(command_fd, num_code_bytes).decode(errors="surrogatepass")
             stdin = io.BytesIO(_read_exactly(command_fd, num_stdin_bytes))
             number += 1
@@ -84,7 +85,7 @@ def run_session(command_fd: int) -> NoReturn:
                 # Whatever the piece has put there, its output is its own business.
                 with contextlib.suppress(Exception):
                     stream.flush()
-            os.write(command_fd, bytes([exit_code]))
+            os.write(command_fd, mark + bytes([exit_code]))
     finally:
         os._exit(0)
 
