@@ -180,7 +180,8 @@ def sandbox():
         (livecodebench(), "def add_to_all(numbers, amount):\n    import os; os._exit(0)", 0.0, 0.0),
         (
             livecodebench(),
-            "def add_to_all(numbers, amount):\n    import os\n    print('sod-result:{', flush=True)\n    os._exit(0)",
+            "def add_to_all(numbers, amount):\n"
+            "    import os\n    print('sod-result:{', flush=True)\n    os._exit(0)",
             0.0,
             0.0,
         ),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sod.sandbox import LocalSandbox
+from sod.sandbox.session import SandboxSession
 from sod.types import ToolOutcome
 
 pytestmark = pytest.mark.sandbox
@@ -33,13 +34,18 @@ def system(name, *arguments):
 """
 
 
-@pytest.fixture(scope="module")
-def sandbox():
+@pytest.fixture(scope="module", params=["call", "session"])
+def sandbox(request):
+    """Both ways to run code: a process per call, and an interpreter that keeps its state."""
     with LocalSandbox(num_workers=1, memory_bytes=256 << 20, disk_bytes=8 << 20) as sandbox:
-        yield sandbox
+        if request.param == "call":
+            yield sandbox
+            return
+        with sandbox.session() as session:
+            yield session
 
 
-def attack(sandbox: LocalSandbox, code: str, timeout_s: float = 20.0) -> list[str]:
+def attack(sandbox: LocalSandbox | SandboxSession, code: str, timeout_s: float = 20.0) -> list[str]:
     result = sandbox.run(ATTEMPT + code, timeout_s=timeout_s)
     assert result.outcome is ToolOutcome.OK, result
     assert result.stdout
