@@ -10,9 +10,9 @@
 | session | a call of an interpreter that keeps its state |
 | session start | the first call of a session whose worker an earlier session left |
 
-Every call computes and prints something new, and its answer is compared before the time counts. The bounds are
-those that the project promises for two cores; the exit code is 1 where one is missed, so measure on a quiet
-machine.
+Every call computes and prints something new, and its answer is compared before the time counts. The bounds
+are those that the project promises for two cores; the exit code is 1 where one is missed, so measure on a
+quiet machine.
 """
 
 from __future__ import annotations
