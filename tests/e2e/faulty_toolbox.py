@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from itertools import count
 
 from sod.sandbox import LocalSandbox
@@ -15,6 +16,8 @@ RELEASE = threading.Event()
 """Set by a test when the calls that hang may end."""
 HANGS_AT = {1, 3, 5, 7, 9}
 """First numbers at which `hanging` does not come back."""
+AT_FIRST_HANG: list[Callable[[], None]] = []
+"""What to do when the first call hangs."""
 CALLS = count()
 """Calls of `flaky` and of `in_sandbox` so far."""
 FLAKY = {"num_failures": 0}
@@ -37,6 +40,8 @@ def _named_add(function):
 @_named_add
 def hanging(a: int, b: int) -> int:
     if a in HANGS_AT:
+        if AT_FIRST_HANG:
+            AT_FIRST_HANG.pop()()
         RELEASE.wait()
     return a + b
 
