@@ -169,7 +169,7 @@ def recover_checkpoint(root: Path) -> Recovered | None:
     """Read the last whole checkpoint, and put damaged ones that came after it out of the way.
 
     A checkpoint that the disk has lost a part of is renamed to `damaged-...` and kept; `latest` then names
-    the one that is taken.
+    the one that is taken. What a killed process left unfinished is removed.
 
     Args:
         root: Folder of all checkpoints of the run.
@@ -182,6 +182,7 @@ def recover_checkpoint(root: Path) -> Recovered | None:
     """
     name = _pointed(root)
     if name is None:
+        discard_after(root, None)
         return None
     # Folders beyond the pointer were never finished; an empty pointer points nowhere.
     found = {entry.name for entry in root.iterdir() if entry.name.startswith("round_")}
@@ -199,6 +200,7 @@ def recover_checkpoint(root: Path) -> Recovered | None:
                 _set_aside(root, [one for one in candidates[:position] if one in found])
                 if candidate != name:
                     _write_pointer(root, candidate)
+                discard_after(root, folder)
                 return Recovered(folder, state, optimizer_state, "; ".join(problems) or None)
         problems.append(f"{candidate}: {problem}")
     raise CheckpointError(

@@ -21,13 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.algorithms import LossContext, make_algorithm
 from sod.assembly import RunParts, assemble, assemble_objects
-from sod.checkpoint import (
-    TrainerState,
-    discard_after,
-    latest_checkpoint,
-    recover_checkpoint,
-    save_checkpoint,
-)
+from sod.checkpoint import TrainerState, latest_checkpoint, recover_checkpoint, save_checkpoint
 from sod.config import RunConfig
 from sod.config_algorithms import SODSection
 from sod.envs.base import EnvironmentFactory
@@ -366,7 +360,6 @@ class SODTrainer:
 
     def _restore(self) -> None:
         found = recover_checkpoint(self._folder.checkpoints)
-        discard_after(self._folder.checkpoints, None if found is None else found.folder)
         if found is None:
             return
         self.state = found.state

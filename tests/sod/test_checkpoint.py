@@ -128,7 +128,9 @@ def test_the_last_whole_one_is_recovered_and_damaged_ones_are_kept_aside(tmp_pat
     names = sorted(entry.name for entry in tmp_path.iterdir())
     aside = [f"damaged-{folder.name}" for folder in folders[2:]]
     assert names == [*aside, "latest", folders[0].name, folders[1].name]
+    (tmp_path / "tmp-round_00006_update_0000006").mkdir()
     again = recover_checkpoint(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == names
     assert (again.folder, again.problem) == (folders[1], None)
 
 
