@@ -29,9 +29,8 @@ class LocalSandbox:
     Each worker is a fork server inside one bubblewrap sandbox; a call costs a fork, not an interpreter start.
     Nothing is kept from one call to the next: not variables, not modules, not files; a `session` keeps them
     for the calls of one trajectory. The interpreter and the installed packages of this process are visible
-    inside, read-only. Calls may come from any number of
-    threads; at most `num_workers` run at a time. `math` written by a student in a thousand rollouts belongs
-    here; code that wants a GPU does not.
+    inside, read-only. Calls may come from any number of threads; at most `num_workers` run at a time. `math`
+    written by a student in a thousand rollouts belongs here; code that wants a GPU does not.
 
     Args:
         num_workers: Calls that can run at the same time.
@@ -149,7 +148,8 @@ class LocalSandbox:
         """Begin an interpreter that keeps variables, modules and files from one call to the next.
 
         A session has a worker to itself from its first call on, besides the `num_workers` of `run`; when it
-        ends, everything in the worker is wiped and the next session takes it.
+        ends, everything in the worker is wiped and the next session takes it. Each costs this process eight
+        descriptors.
 
         Returns:
             The session; close it when its trajectory is over.
@@ -239,7 +239,8 @@ class LocalSandbox:
             raise SandboxUnavailableError("LocalSandbox: it was closed")
         try:
             worker = Worker(self._settings)
-        except WorkerStartError as error:
+        except (WorkerStartError, OSError) as error:
+            # No descriptors or no memory left: that too is the sandbox's fault and never the code's.
             raise SandboxUnavailableError(f"LocalSandbox: {start_advice(str(error))}") from error
         code = (Path(__file__).parent / "inside" / "self_test.py").read_bytes()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import shutil
 import subprocess
@@ -97,6 +98,8 @@ def start_advice(reason: str) -> str:
         is_used_up = "ENOSPC" in reason and "ENOSPC" in advice
         if is_used_up or (file.exists() and file.read_text().strip() == value):
             parts.append(advice)
+    if f"[Errno {errno.EMFILE}]" in reason:
+        parts.append("This process may not open more files: raise the limit, `ulimit -n 65536`.")
     if reason.startswith("bwrap:"):
         parts.append(_IN_A_CONTAINER)
     return " ".join(parts)

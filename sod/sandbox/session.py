@@ -239,6 +239,10 @@ class SandboxSession:
                 outcome = ToolOutcome.UNAVAILABLE if is_down else ToolOutcome.KILLED
                 text = f"the sandbox worker was lost: {error.reason}"
                 return failed(outcome, text, is_state_lost=had_state)
+            except OSError as error:
+                interpreter.worker.kill()
+                self._forget(interpreter)
+                return failed(ToolOutcome.UNAVAILABLE, f"SandboxSession: {error}", is_state_lost=had_state)
             except BaseException:
                 # Whoever is interrupted here leaves a call behind whose answer the next one must not get.
                 interpreter.worker.kill()
@@ -267,9 +271,10 @@ class SandboxSession:
             worker = self._take_worker()
             try:
                 self._interpreter = Interpreter(worker, self._max_output_bytes)
-            except WorkerLostError as error:
+            except (WorkerLostError, OSError) as error:
+                worker.kill()
                 self._give_back(self, worker)
-                reason = error.reason
+                reason = str(error)
                 continue
             return self._interpreter
         raise SandboxUnavailableError(f"SandboxSession: the sandbox worker was lost twice: {reason}")

@@ -367,7 +367,9 @@ def _start(
         os.close(their_info_fd)
     with os.fdopen(info_fd, "rb") as info:
         # Written whole, at once, when the fork server is there; closed without a word where it will not be.
-        if not select.select([info], [], [], _START_TIMEOUT_S)[0]:
+        poll = select.poll()
+        poll.register(info, select.POLLIN)
+        if not poll.poll(_START_TIMEOUT_S * 1000):
             process.kill()
             process.wait()
             raise WorkerStartError(f"bubblewrap said nothing in {_START_TIMEOUT_S:g} s")

@@ -1,6 +1,7 @@
 """Sessions: state kept within one, nothing beyond it, and what happens when one is lost."""
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -242,6 +243,25 @@ def test_machine_that_cannot_start_a_worker_is_told_as_unavailable(monkeypatch, 
         result = kept.run("1")
     assert (result.outcome, result.is_state_lost) == (ToolOutcome.UNAVAILABLE, False)
     assert "the sandbox does not start" in result.stderr
+
+
+def test_process_without_descriptors_is_told_as_unavailable_and_what_to_do():
+    with LocalSandbox(num_workers=1) as sandbox, sandbox.session() as first, sandbox.session() as kept:
+        shown(kept, "x = 1")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            new, old = first.run("1"), kept.run("x")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (new.outcome, old.outcome) == (ToolOutcome.UNAVAILABLE, ToolOutcome.UNAVAILABLE)
+        assert "Too many open files" in new.stderr
+        assert "raise the limit, `ulimit -n 65536`" in new.stderr
+        assert "Too many open files" in old.stderr
+        assert old.is_state_lost
+        assert shown(first, "1") == shown(kept, "1") == "1\n"
 
 
 def test_worker_that_is_lost_again_and_again_before_it_begins_is_unavailable(monkeypatch):
