@@ -73,7 +73,8 @@ def load_architecture(section: ModelSection) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(section.model, revision=section.revision or "main")
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPES[section.dtype])
+            build: Any = AutoModelForCausalLM
+            model: PreTrainedModel = build.from_config(config, dtype=DTYPES[section.dtype])
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(_load_failure(section, "model", error)) from error
     return model

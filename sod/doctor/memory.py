@@ -47,14 +47,16 @@ class ModelShape:
         num_key_value_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
         per_expert = getattr(config, "moe_intermediate_size", None)
         num_experts = getattr(config, "num_experts_per_tok", None)
-        is_mixture = per_expert is not None and num_experts is not None
+        intermediate = config.intermediate_size
+        if per_expert is not None and num_experts is not None:
+            intermediate = per_expert * num_experts
         embedding: Any = model.get_input_embeddings()
         return cls(
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             bytes_per_weight=model.dtype.itemsize,
             num_layers=int(config.num_hidden_layers),
             hidden_size=int(config.hidden_size),
-            intermediate_size=per_expert * num_experts if is_mixture else int(config.intermediate_size),
+            intermediate_size=int(intermediate),
             key_value_size=2 * num_key_value_heads * head_dim,
             query_size=num_heads * head_dim,
             vocab_rows=int(embedding.weight.shape[0]),
@@ -74,7 +76,8 @@ class ModelShape:
 
         A layer of two norms, attention and a gated feed-forward block keeps: the input of each norm and of
         each block of projections, with copies inside the norms (10 H in all), queries, keys, values and
-        the attention's output (3 Q + 2 K), and gate, its activation, up and their product (4 I).
+        the attention's output (3 Q + 2 K), and gate, its activation, up and their product (4 I). The last
+        norm keeps 2 H.
 
         Args:
             num_tokens: Padded tokens of the microbatch.
@@ -83,11 +86,9 @@ class ModelShape:
         """
         per_layer = 10 * self.hidden_size + 3 * self.query_size + 2 * self.key_value_size
         per_layer += 4 * self.intermediate_size
-        kept = (
-            self.num_layers * self.hidden_size + per_layer
-            if has_checkpointing
-            else self.num_layers * per_layer
-        )
+        kept = (self.num_layers + 2) * self.hidden_size + per_layer
+        if not has_checkpointing:
+            kept = 2 * self.hidden_size + self.num_layers * per_layer
         return num_tokens * kept * bytes_per_number
 
 

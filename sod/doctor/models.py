@@ -43,23 +43,20 @@ def examine_checkpoint(findings: Findings, section: ModelSection, config: RunCon
         The checkpoint, None where it cannot be read.
     """
     role = section.section
+    checkpoint = None
     with findings.examining(role, "checkpoint"):
         tokenizer = load_tokenizer(section)
         model = load_architecture(section)
         shape: Any = model.config.get_text_config()
         count = sum(parameter.numel() for parameter in model.parameters())
         is_tied = "tied" if shape.tie_word_embeddings else "untied"
-        findings.add(
-            role,
-            "checkpoint",
-            f"{type(model).__name__}, {count / 1e6:,.1f}M parameters, {is_tied} embeddings",
-        )
+        text = f"{type(model).__name__}, {count / 1e6:,.1f}M parameters, {is_tied} embeddings"
+        findings.add(role, "checkpoint", text)
         checkpoint = Checkpoint(section=section, model=model, tokenizer=tokenizer)
         _examine_vocabulary(findings, checkpoint)
         _examine_logits(findings, role, shape)
         _examine_context(findings, role, shape, config.rollout.max_trajectory_tokens)
-        return checkpoint
-    return None
+    return checkpoint
 
 
 def examine_stops(findings: Findings, checkpoint: Checkpoint, renderer: ChatRenderer) -> None:
@@ -71,13 +68,12 @@ def examine_stops(findings: Findings, checkpoint: Checkpoint, renderer: ChatRend
         renderer: The run's.
     """
     role = checkpoint.section.section
+    section = checkpoint.section
     try:
-        settings = GenerationConfig.from_pretrained(
-            checkpoint.section.model, revision=checkpoint.section.revision or "main"
-        )
+        settings = GenerationConfig.from_pretrained(section.model, revision=section.revision or "main")
+        listed: Any = settings.eos_token_id
     except OSError:
-        settings = GenerationConfig(eos_token_id=checkpoint.model.config.get_text_config().eos_token_id)
-    listed: Any = settings.eos_token_id
+        listed = checkpoint.model.config.get_text_config().eos_token_id
     own = set() if listed is None else {listed} if isinstance(listed, int) else set(listed)
     run = set(renderer.stop_ids)
     text = f"a turn ends at {_named(run, checkpoint)}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-import psutil
 import torch
 
 from sod.algorithms import make_algorithm
@@ -206,7 +206,11 @@ def _examine_memory(
     findings: Findings, config: RunConfig, student: ModelShape, teacher: ModelShape | None
 ) -> None:
     device = pick_device(config)
-    total = torch.cuda.mem_get_info()[1] if device.type == "cuda" else psutil.virtual_memory().total
+    total = (
+        torch.cuda.mem_get_info()[1]
+        if device.type == "cuda"
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
     advice = {
         "rollout": "lower [rollout] max_batch",
         "score": "lower [trainer] max_microbatch_tokens or teacher_cache_mib",

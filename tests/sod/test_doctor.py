@@ -273,7 +273,7 @@ def test_the_estimate_of_activations_is_near_what_a_forward_pass_keeps(has_check
     )
     model.train()
     if has_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -289,7 +289,8 @@ def test_the_estimate_of_activations_is_near_what_a_forward_pass_keeps(has_check
     estimate = shape.activation_bytes(ids.numel(), 4, has_checkpointing=has_checkpointing)
     if has_checkpointing:
         # One layer is computed again at a time, after the pass whose inputs are counted here.
-        estimate -= shape.activation_bytes(ids.numel(), 4, has_checkpointing=False) // shape.num_layers
+        inside = shape.activation_bytes(ids.numel(), 4, has_checkpointing=False)
+        estimate -= (inside - 2 * ids.numel() * shape.hidden_size * 4) // shape.num_layers
     assert hidden.requires_grad
     assert 0.75 <= estimate / sum(kept.values()) <= 1.34
 
