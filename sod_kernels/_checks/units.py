@@ -72,8 +72,8 @@ def _check_distinct(function: str, name: str, columns: Tensor) -> None:
     is_again = ranked[1:] == ranked[:-1]
     if bool(is_again.any()):
         raise ValueError(
-            f"{function}: {name} holds {int(ranked[1:][is_again][0])} twice; wanted each column once, since a "
-            "column that occurs twice counts twice."
+            f"{function}: {name} holds {int(ranked[1:][is_again][0])} twice; wanted each column once, since "
+            "one that occurs twice counts twice."
         )
 
 
