@@ -21,6 +21,7 @@ from sod_kernels.token_bytes import TokenBytes
 from sod_kernels.tokenizer_bytes import token_bytes
 from sod_kernels.types import StepKLOutput, StepStatistics
 from sod_kernels.units import Units, VocabMap
+from sod_kernels.vocab_report import SampleCoverage, VocabReport, vocab_report
 from sod_kernels.weighting import SodWeighting, TurnWeighting, sod_weights, tdur_weights
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "BackendUnavailableError",
     "LinearStepKLLoss",
     "PolicyGradient",
+    "SampleCoverage",
     "SodWeighting",
     "StepKLLoss",
     "StepKLOutput",
@@ -41,6 +43,7 @@ __all__ = [
     "TurnWeighting",
     "Units",
     "VocabMap",
+    "VocabReport",
     "__version__",
     "align_units",
     "backends",
@@ -53,4 +56,5 @@ __all__ = [
     "token_bytes",
     "token_log_probs",
     "topk_step_kl",
+    "vocab_report",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from os.path import commonprefix
 from typing import NamedTuple
 
 import torch
@@ -70,9 +69,9 @@ def align_units(
         truncated: Per segment, or for all: whether it was cut off. Then control tokens at its end are in no
             unit, for the student did not choose to stop there, nor is what lies beyond the last common border
             if one text goes on.
-        align: "minimal"; or "greedy" as the released code of SimCT groups tokens: after a unit that is not 1:1
-            all units up to and including the next 1:1 unit are one, and those after the last 1:1 unit of a
-            segment are none.
+        align: "minimal"; or "greedy", as the released code of SimCT groups tokens: after a unit that is not
+            1:1 all units up to and including the next 1:1 unit are one, and those after the last 1:1 unit of
+            a segment are none.
         backend: "native", "reference" or "auto": native where it can run.
 
     Returns:
@@ -157,21 +156,21 @@ def _pieces(sides: _Sides, segment: int) -> tuple[list[str], list[str]]:
 def _difference(sides: _Sides, segment: int) -> AlignmentError:
     """Say where the texts of a segment part."""
     parts = _pieces(sides, segment)
-    texts = tuple("".join(each) for each in parts)
-    place = len(commonprefix(texts))
+    texts = "".join(parts[0]), "".join(parts[1])
+    odd = (index for index, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1])
+    place = next(odd, min(map(len, texts)))
     where = f"align_units: segment {segment}, byte {place}"
     shown, advice = [], ""
     for side, name in enumerate(("student", "teacher")):
-        start, end = sides.segments[side][segment].tolist()
-        ends = list(accumulate(map(len, parts[side])))
-        token = start + sum(each <= place for each in ends)
+        ends = accumulate(map(len, parts[side]))
+        token = int(sides.segments[side][segment, 0]) + sum(each <= place for each in ends)
         if place >= len(texts[side]):
             shown.append(f"the {name}'s text has ended")
             continue
         described = sides.tables[side].describe(int(sides.ids[side][token]))
         if texts[side][place] in (reference.STUDENT_ALONE, reference.TEACHER_ALONE):
             advice = (
-                f" {described} is a control token that the map does not bridge: name its partner in bridge= of "
+                f" The map bridges no control token {described}: name its partner in bridge= of "
                 "VocabMap.from_tokenizers, or leave it out of the segment."
             )
         shown.append(f"the {name} has {described} at {name}_ids[{token}]")

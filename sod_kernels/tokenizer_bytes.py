@@ -63,7 +63,7 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
     special = {token for token, entry in added.items() if entry["special"]}
     special |= {int(token) for token in getattr(tokenizer, "all_special_ids", ())}
     special |= _unknown_ids(described["model"], pieces)
-    # A token that was added and is in the model too (SentencePiece's runs of spaces) is spelled as the model's.
+    # A token that was added and is in the model too, such as a run of spaces, is spelled like the model's.
     added = {token: entry for token, entry in added.items() if entry["content"] not in model_pieces}
     spelled: list[bytes | None] = [None] * (max(pieces.values(), default=-1) + 1)
     names, fallback_ids = {}, set()

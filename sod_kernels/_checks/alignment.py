@@ -118,7 +118,8 @@ def check_truncated(truncated: Any, num_segments: int) -> Tensor:
         flags = flags.expand(num_segments)
     if tuple(flags.shape) != (num_segments,):
         raise ValueError(
-            f"{_FUNCTION}: truncated has shape {tuple(flags.shape)}; wanted ({num_segments},), one per segment."
+            f"{_FUNCTION}: truncated has shape {tuple(flags.shape)}; wanted one per segment, "
+            f"({num_segments},)."
         )
     return flags.to(_CPU, torch.uint8).contiguous()
 
@@ -138,8 +139,8 @@ def _check_side(name: str, segments: Any, size: int) -> Tensor:
         segment = int(is_odd.nonzero()[0])
         start, end = spans[segment].tolist()
         raise ValueError(
-            f"{_FUNCTION}: {name}[{segment}] is [{start}, {end}); wanted a range inside [{int(before[segment])}, "
-            f"{size}): after the segment before it and inside the ids."
+            f"{_FUNCTION}: {name}[{segment}] is [{start}, {end}); wanted a range from "
+            f"{int(before[segment])}, where the segment before it ends, up to {size}, the number of ids."
         )
     return spans
 

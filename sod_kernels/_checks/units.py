@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sod_kernels._checks.values import can_look, check_tensor
-from sod_kernels.token_bytes import TokenBytes
+
+if TYPE_CHECKING:
+    from sod_kernels.token_bytes import TokenBytes
 
 MAP_FORMAT = "sod-vocab-map-1"
 
@@ -193,7 +195,8 @@ def check_tiling(function: str, units: Any, student_segments: Tensor, teacher_se
     left = next(spans, None)
     if left is not None:
         raise ValueError(
-            f"{function}: a unit at student token {left[0][0]} and teacher token {left[1][0]} is in no segment."
+            f"{function}: a unit at student token {left[0][0]} and teacher token {left[1][0]} is in no "
+            "segment; give the segments that were aligned."
         )
 
 

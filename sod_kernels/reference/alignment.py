@@ -28,7 +28,8 @@ def pieces(ids: Sequence[int], table: TokenBytes, symbols: Sequence[int], alone:
     Args:
         ids: Token ids.
         table: What they spell.
-        symbols: Of these tokens: -1 for text, from 0 for control tokens by what they mean, -2 without partner.
+        symbols: Of these tokens: -1 for text, from 0 for control tokens by what they mean, -2 for those
+            without partner.
         alone: Character for those without partner.
 
     Returns:
