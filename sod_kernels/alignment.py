@@ -31,7 +31,7 @@ class AlignmentError(ValueError):
 
 
 class _Sides(NamedTuple):
-    """Checked input, each pair the student's and the teacher's."""
+    """Checked input; each pair is the student's and the teacher's."""
 
     ids: tuple[Tensor, Tensor]
     segments: tuple[Tensor, Tensor]
@@ -119,32 +119,33 @@ def _native(sides: _Sides) -> tuple[Tensor, Tensor, Tensor]:
 def _reference(sides: _Sides) -> tuple[Tensor, Tensor, Tensor]:
     units: list[reference.Unit] = []
     counts = []
-    for segment in range(sides.is_truncated.numel()):
-        student, teacher = _pieces(sides, segment)
+    bounds = [each.tolist() for each in sides.segments]
+    for segment, is_truncated in enumerate(sides.is_truncated.tolist()):
+        student, teacher = _pieces(sides, bounds[0][segment], bounds[1][segment], is_truncated)
         texts = "".join(student), "".join(teacher)
-        shorter = min(map(len, texts)) if sides.is_truncated[segment] else max(map(len, texts))
-        if texts[0][:shorter] != texts[1][:shorter]:
+        compared = min(map(len, texts)) if is_truncated else max(map(len, texts))
+        if texts[0][:compared] != texts[1][:compared]:
             raise _difference(sides, segment)
         found = reference.align_pieces(student, teacher)
-        first, other = (int(each[segment, 0]) for each in sides.segments)
+        first, other = bounds[0][segment][0], bounds[1][segment][0]
         units += [(first + a, first + b, other + c, other + d) for a, b, c, d in found]
         counts.append(len(found))
     spans = torch.tensor(units, dtype=torch.int64).view(-1, 2, 2)
     return spans[:, 0].contiguous(), spans[:, 1].contiguous(), torch.tensor(counts, dtype=torch.int64)
 
 
-def _pieces(sides: _Sides, segment: int) -> tuple[list[str], list[str]]:
-    """Each side's part of the text per token, as the aligners see it."""
+def _pieces(
+    sides: _Sides, student: list[int], teacher: list[int], is_truncated: bool
+) -> tuple[list[str], list[str]]:
+    """Each side's part of the text per token in two ranges of ids, as the aligners see it."""
     parts = []
-    alone = (reference.STUDENT_ALONE, reference.TEACHER_ALONE)
-    for side in range(2):
-        start, end = sides.segments[side][segment].tolist()
-        ids = sides.ids[side][start:end]
+    for side, (start, end) in enumerate((student, teacher)):
+        ids = sides.ids[side][start:end].tolist()
         symbols = sides.symbols[side][ids].tolist()
-        while sides.is_truncated[segment] and symbols and symbols[-1] != -1:
+        while is_truncated and symbols and symbols[-1] != -1:
             symbols.pop()
-        known = ids[: len(symbols)].tolist()
-        parts.append(reference.pieces(known, sides.tables[side], symbols, alone[side]))
+        alone = (reference.STUDENT_ALONE, reference.TEACHER_ALONE)[side]
+        parts.append(reference.pieces(ids[: len(symbols)], sides.tables[side], symbols, alone))
     return reference.drop_prefix_space(
         parts[0],
         parts[1],
@@ -155,7 +156,8 @@ def _pieces(sides: _Sides, segment: int) -> tuple[list[str], list[str]]:
 
 def _difference(sides: _Sides, segment: int) -> AlignmentError:
     """Say where the texts of a segment part."""
-    parts = _pieces(sides, segment)
+    bounds = [each[segment].tolist() for each in sides.segments]
+    parts = _pieces(sides, *bounds, is_truncated=bool(sides.is_truncated[segment]))
     texts = "".join(parts[0]), "".join(parts[1])
     odd = (index for index, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1])
     place = next(odd, min(map(len, texts)))
@@ -163,7 +165,7 @@ def _difference(sides: _Sides, segment: int) -> AlignmentError:
     shown, advice = [], ""
     for side, name in enumerate(("student", "teacher")):
         ends = accumulate(map(len, parts[side]))
-        token = int(sides.segments[side][segment, 0]) + sum(each <= place for each in ends)
+        token = bounds[side][0] + sum(each <= place for each in ends)
         if place >= len(texts[side]):
             shown.append(f"the {name}'s text has ended")
             continue

@@ -64,22 +64,23 @@ class VocabReport:
     coverage: SampleCoverage | None
 
     def __str__(self) -> str:
+        of_student = _percent(self.num_shared, self.num_student_tokens)
+        of_teacher = _percent(self.num_shared, self.num_teacher_tokens)
         lines = [
-            f"shared text tokens: {self.num_shared:,} ({_percent(self.num_shared, self.num_student_tokens)} of "
-            f"the student's {self.num_student_tokens:,}, "
-            f"{_percent(self.num_shared, self.num_teacher_tokens)} of the teacher's "
-            f"{self.num_teacher_tokens:,})",
+            f"shared text tokens: {self.num_shared:,} ({of_student} of the student's "
+            f"{self.num_student_tokens:,}, {of_teacher} of the teacher's {self.num_teacher_tokens:,})",
             f"bridged control tokens: {', '.join(self.bridged) or 'none'}",
             f"only the student has: {'  '.join(self.student_examples) or 'nothing'}",
             f"only the teacher has: {'  '.join(self.teacher_examples) or 'nothing'}",
         ]
         sample = self.coverage
         if sample is not None:
+            one_to_one = _percent(sample.num_one_to_one, sample.num_student_tokens)
+            shared = _percent(sample.num_shared, sample.num_student_tokens)
             lines.append(
-                f"on {sample.num_samples} samples: {_percent(sample.num_one_to_one, sample.num_student_tokens)} "
-                f"of {sample.num_student_tokens:,} student tokens are in 1:1 units, "
-                f"{_percent(sample.num_shared, sample.num_student_tokens)} with a shared column; "
-                f"{sample.num_failed} samples did not align"
+                f"on {sample.num_samples} samples: {one_to_one} of {sample.num_student_tokens:,} student "
+                f"tokens are in 1:1 units, {shared} with a shared column; {sample.num_failed} samples did not "
+                "align"
             )
         if sample is not None and sample.first_failure is not None:
             lines.append(f"first that did not: {sample.first_failure}")
@@ -132,8 +133,8 @@ def _coverage(vocab_map: VocabMap, samples: list[tuple[Ids, Ids]]) -> SampleCove
             failures.append(str(error))
             continue
         is_single = units.is_one_to_one()
-        tokens = torch.as_tensor(student_ids)[units.student_spans[is_single, 0]]
-        others = torch.as_tensor(teacher_ids)[units.teacher_spans[is_single, 0]]
+        tokens = torch.as_tensor(student_ids, dtype=torch.int64)[units.student_spans[is_single, 0]]
+        others = torch.as_tensor(teacher_ids, dtype=torch.int64)[units.teacher_spans[is_single, 0]]
         is_known = tokens < partner.numel()
         num_units += len(units)
         num_one_to_one += int(is_single.sum())
