@@ -79,8 +79,8 @@ class VocabReport:
             shared = _percent(sample.num_shared, sample.num_student_tokens)
             lines.append(
                 f"on {sample.num_samples} samples: {one_to_one} of {sample.num_student_tokens:,} student "
-                f"tokens are in 1:1 units, {shared} with a shared column; {sample.num_failed} samples did not "
-                "align"
+                f"tokens are in 1:1 units, {shared} with a shared column; "
+                f"{sample.num_failed} samples did not align"
             )
         if sample is not None and sample.first_failure is not None:
             lines.append(f"first that did not: {sample.first_failure}")

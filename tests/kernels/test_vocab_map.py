@@ -121,7 +121,7 @@ def test_the_order_of_the_vocabulary_does_not_matter():
             self.backend_tokenizer, self.eos_token_id = inner.backend_tokenizer, inner.eos_token_id
 
         def get_vocab(self):
-            return dict(reversed(sorted(self.inner.get_vocab().items(), key=lambda item: item[1])))
+            return dict(sorted(self.inner.get_vocab().items(), key=lambda item: item[1], reverse=True))
 
     one = VocabMap.from_tokenizers(byte_level(900), sentence_pieces())
     other = VocabMap.from_tokenizers(Reversed(byte_level(900)), Reversed(sentence_pieces()))
@@ -266,7 +266,7 @@ def wordpiece():
 
 def test_tokenizers_whose_bytes_are_not_sure_are_refused():
     tokenizer = wordpiece()
-    with pytest.raises(ValueError, match="token_bytes: .*WordPiece.*not sure.*build TokenBytes"):
+    with pytest.raises(ValueError, match=r"token_bytes: .*WordPiece.*not sure.*build TokenBytes"):
         token_bytes(tokenizer)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     with pytest.raises(ValueError, match="nothing that says"):
@@ -290,13 +290,15 @@ def test_metaspace_decoder_is_understood():
 
 
 def test_objects_that_describe_nothing_are_refused():
-    with pytest.raises(TypeError, match="token_bytes: tokenizer is dict, .*wanted a fast tokenizer"):
+    with pytest.raises(TypeError, match=r"token_bytes: tokenizer is dict, .*wanted a fast tokenizer"):
         token_bytes({"a": 0})
 
 
 def test_bridges_to_nowhere_are_refused():
     student, teacher = table("a", "<stop>"), table("a", "<eos>")
-    with pytest.raises(ValueError, match="bridge is None, and the student's tokenizer names no end.*bridge="):
+    with pytest.raises(
+        ValueError, match=r"bridge is None, and the student's tokenizer names no end.*bridge="
+    ):
         VocabMap.from_tokenizers(student, teacher)
     with pytest.raises(ValueError, match="the teacher's tokenizer names no end"):
         VocabMap.from_tokenizers(teacher, student)
@@ -352,7 +354,7 @@ def test_a_map_of_columns_alone_says_what_it_lacks(tmp_path):
         bare.save(tmp_path / "map.json")
     with pytest.raises(ValueError, match=r"VocabMap\.symbols: .*from_tokenizers"):
         _ = bare.symbols
-    with pytest.raises(ValueError, match="vocab_report: .*columns alone"):
+    with pytest.raises(ValueError, match=r"vocab_report: .*columns alone"):
         vocab_report(bare)
     with pytest.raises(ValueError, match="vocab_report: num_examples=-1; wanted at least 0"):
         vocab_report(worked_map(), num_examples=-1)
