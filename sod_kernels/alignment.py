@@ -119,36 +119,39 @@ def _native(sides: _Sides) -> tuple[Tensor, Tensor, Tensor]:
 def _reference(sides: _Sides) -> tuple[Tensor, Tensor, Tensor]:
     units: list[reference.Unit] = []
     counts = []
+    student, teacher = (_pieces(sides, side, 0, sides.ids[side].numel()) for side in range(2))
     bounds = [each.tolist() for each in sides.segments]
     for segment, is_truncated in enumerate(sides.is_truncated.tolist()):
-        student, teacher = _pieces(sides, bounds[0][segment], bounds[1][segment], is_truncated)
-        texts = "".join(student), "".join(teacher)
+        (first, end), (other, other_end) = bounds[0][segment], bounds[1][segment]
+        parts = _comparable(sides, student[first:end], teacher[other:other_end], is_truncated)
+        texts = "".join(parts[0]), "".join(parts[1])
         compared = min(map(len, texts)) if is_truncated else max(map(len, texts))
         if texts[0][:compared] != texts[1][:compared]:
             raise _difference(sides, segment)
-        found = reference.align_pieces(student, teacher)
-        first, other = bounds[0][segment][0], bounds[1][segment][0]
+        found = reference.align_pieces(*parts)
         units += [(first + a, first + b, other + c, other + d) for a, b, c, d in found]
         counts.append(len(found))
     spans = torch.tensor(units, dtype=torch.int64).view(-1, 2, 2)
     return spans[:, 0].contiguous(), spans[:, 1].contiguous(), torch.tensor(counts, dtype=torch.int64)
 
 
-def _pieces(
-    sides: _Sides, student: list[int], teacher: list[int], is_truncated: bool
+def _pieces(sides: _Sides, side: int, start: int, end: int) -> list[str]:
+    """Each token's part of the text in a range of one side's ids."""
+    ids = sides.ids[side][start:end]
+    symbols = sides.symbols[side][ids].tolist()
+    alone = (reference.STUDENT_ALONE, reference.TEACHER_ALONE)[side]
+    return reference.pieces(ids.tolist(), sides.tables[side], symbols, alone)
+
+
+def _comparable(
+    sides: _Sides, student: list[str], teacher: list[str], is_truncated: bool
 ) -> tuple[list[str], list[str]]:
-    """Each side's part of the text per token in two ranges of ids, as the aligners see it."""
-    parts = []
-    for side, (start, end) in enumerate((student, teacher)):
-        ids = sides.ids[side][start:end].tolist()
-        symbols = sides.symbols[side][ids].tolist()
-        while is_truncated and symbols and symbols[-1] != -1:
-            symbols.pop()
-        alone = (reference.STUDENT_ALONE, reference.TEACHER_ALONE)[side]
-        parts.append(reference.pieces(ids[: len(symbols)], sides.tables[side], symbols, alone))
+    """The pieces of a segment without what the aligners leave out of account."""
+    if is_truncated:
+        student, teacher = reference.without_end(student), reference.without_end(teacher)
     return reference.drop_prefix_space(
-        parts[0],
-        parts[1],
+        student,
+        teacher,
         student_has=sides.tables[0].has_prefix_space,
         teacher_has=sides.tables[1].has_prefix_space,
     )
@@ -157,7 +160,8 @@ def _pieces(
 def _difference(sides: _Sides, segment: int) -> AlignmentError:
     """Say where the texts of a segment part."""
     bounds = [each[segment].tolist() for each in sides.segments]
-    parts = _pieces(sides, *bounds, is_truncated=bool(sides.is_truncated[segment]))
+    whole = [_pieces(sides, side, *bounds[side]) for side in range(2)]
+    parts = _comparable(sides, *whole, is_truncated=bool(sides.is_truncated[segment]))
     texts = "".join(parts[0]), "".join(parts[1])
     odd = (index for index, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1])
     place = next(odd, min(map(len, texts)))

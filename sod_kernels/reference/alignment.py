@@ -45,6 +45,21 @@ def pieces(ids: Sequence[int], table: TokenBytes, symbols: Sequence[int], alone:
     ]
 
 
+def without_end(parts: list[str]) -> list[str]:
+    """Leave out the control tokens at the end.
+
+    Args:
+        parts: Pieces of one side.
+
+    Returns:
+        The pieces up to the last token that is text.
+    """
+    end = len(parts)
+    while end > 0 and parts[end - 1] >= chr(_FIRST_CONTROL):
+        end -= 1
+    return parts[:end]
+
+
 def drop_prefix_space(
     student: list[str], teacher: list[str], *, student_has: bool, teacher_has: bool
 ) -> tuple[list[str], list[str]]:
@@ -59,6 +74,8 @@ def drop_prefix_space(
     Returns:
         The pieces of both sides.
     """
+    if not student_has and not teacher_has:
+        return student, teacher
     surplus = _leading_spaces(student) - _leading_spaces(teacher)
     if surplus == 1 and student_has:
         return _without_first(student), teacher

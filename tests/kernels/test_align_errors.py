@@ -74,7 +74,7 @@ def test_ids_that_are_no_ids():
         align_units(None, [0], worked_map())
     with pytest.raises(ValueError, match=r"student_ids has shape \(1, 1\); wanted one sequence of ids"):
         align_units(torch.zeros(1, 1, dtype=torch.int64), [0], worked_map())
-    with pytest.raises(ValueError, match="teacher_ids is on meta; wanted cpu. Move it there first"):
+    with pytest.raises(ValueError, match=r"teacher_ids is on meta; wanted cpu. Move it there first"):
         align_units([0], torch.zeros(1, dtype=torch.int64, device="meta"), worked_map())
 
 

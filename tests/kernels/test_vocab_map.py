@@ -18,7 +18,7 @@ TEXTS = [*mixed_texts(120, seed=3), "", " ", "  x", "\u2581", "<tool_call>{}</to
 def test_byte_level_tokens_spell_the_text(vocab_size):
     tokenizer = byte_level(vocab_size)
     spelled = token_bytes(tokenizer)
-    for text in TEXTS:
+    for text in [*TEXTS, "<0x41>"]:
         assert spelled.text(encode(tokenizer, text)) == text.encode()
 
 

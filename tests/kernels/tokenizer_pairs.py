@@ -51,9 +51,7 @@ def mixed_texts(count: int, seed: int) -> list[str]:
             elif kind == 2:
                 parts.append(chance.choice(_EMOJI))
             elif kind == 3:
-                parts.append(
-                    chance.choice(["\n", "\n    ", "\t", "  ", " = ", "(x[0]);", "{}\r\n", "<0x41>"])
-                )
+                parts.append(chance.choice(["\n", "\n    ", "\t", "  ", " = ", "(x[0]);", "{}\r\n"]))
             else:
                 parts.append(chance.choice(["", " "]) + chance.choice(_WORDS))
         texts.append("".join(parts))
