@@ -2,10 +2,11 @@
 
     python benchmarks/bench_align.py [--output results.json]
 
-Two byte-level BPE tokenizers of different size are trained on the text of this repository. The C++ aligner
-and the Python reference must give the same units, and the greedy form those of the walk over decoded
-prefixes, before anything is timed. That walk decodes both prefixes again at every token, so it grows with the
-square of the length; it is timed on short responses and scaled to the long one, and the record says so.
+Two byte-level BPE tokenizers are trained on the text of this repository, one on prose and one on code, and
+cut both. The C++ aligner and the Python reference must give the same units, and the greedy form those of the
+walk over decoded prefixes, before anything is timed. That walk decodes both prefixes again at every token, so
+it grows with the square of the length; it is timed on short responses and scaled to the long one, and the
+record says so.
 
 Least traffic of our side per token: its id (8 bytes), two offsets (16), a symbol (4) and what it spells.
 """
@@ -36,19 +37,16 @@ VOCAB_SIZES = (2000, 8000)
 BYTES_PER_TOKEN = 8 + 16 + 4
 
 
-def corpus() -> list[str]:
-    """Lines of code and prose, ASCII only: the walk over decoded prefixes loses its way elsewhere."""
-    paths = sorted(path for kind in ("sod*/**/*.py", "docs/*.md", "csrc/**/*.h") for path in ROOT.glob(kind))
+def corpus(pattern: str) -> list[str]:
+    """Lines of this repository, ASCII only: the walk over decoded prefixes loses its way elsewhere."""
+    paths = sorted(ROOT.glob(pattern))
     return [line for path in paths for line in path.read_text().splitlines(keepends=True) if line.isascii()]
 
 
 def train(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE; the smaller one splits digits, as many tokenizers do."""
+    """Byte-level BPE."""
     tokenizer = Tokenizer(models.BPE())
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if vocab_size == VOCAB_SIZES[0] else []
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
@@ -88,15 +86,17 @@ def check(student: Tokenizer, teacher: Tokenizer, ids: Tensor, others: Tensor, v
 
 
 def timed(function: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Seconds per call: median and the quantiles around it, after one call to warm up."""
+    """Seconds per call after one to warm up: median, quantiles, and what the calling thread really ran."""
     function()
-    seconds = []
+    seconds, of_thread = [], []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin, thread_begin = time.perf_counter(), time.thread_time()
         function()
+        of_thread.append(time.thread_time() - thread_begin)
         seconds.append(time.perf_counter() - begin)
     seconds.sort()
     return {
+        "median_thread_s": statistics.median(of_thread),
         "median_s": statistics.median(seconds),
         "p20_s": seconds[len(seconds) // 5],
         "p80_s": seconds[-1 - len(seconds) // 5],
@@ -116,10 +116,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21, help="timed calls of our side")
     parser.add_argument("--output", type=Path, help="file for the record; it is printed either way")
     options = parser.parse_args()
-    texts = corpus()
-    student, teacher = (train(texts, size) for size in VOCAB_SIZES)
+    prose, code = corpus("docs/**/*.md"), corpus("sod*/**/*.py")
+    student, teacher = train(prose, VOCAB_SIZES[0]), train(code, VOCAB_SIZES[1])
     vocab_map = VocabMap.from_tokenizers(student, teacher, bridge=())
-    whole = "".join(texts)
+    whole = "".join([*prose, *code])
     # No token spells more than a few characters on average.
     whole_ids = student.encode(whole * (LENGTHS[-1] * 8 // len(whole) + 1)).ids
 
@@ -132,13 +132,17 @@ def main() -> None:
     ours, theirs = [], []
     for length in LENGTHS:
         ids, others = response(length)
-        for backend in ("native", "reference"):
-            repeats = options.repeats if backend == "native" else 3
-            found = timed(lambda: align_units(ids, others, vocab_map, backend=backend), repeats)  # noqa: B023
-            traffic = (ids.numel() + others.numel()) * BYTES_PER_TOKEN
-            record = {"op": f"align_units, {backend}", "student_tokens": length, **found}
+        lists = ids.tolist(), others.tolist()
+        traffic = (ids.numel() + others.numel()) * BYTES_PER_TOKEN
+        for op, backend, given, repeats in (
+            ("align_units, native", "native", (ids, others), options.repeats),
+            ("align_units, native, from lists", "native", lists, options.repeats),
+            ("align_units, reference", "reference", (ids, others), 3),
+        ):
+            found = timed(lambda: align_units(*given, vocab_map, backend=backend), repeats)  # noqa: B023
+            record = {"op": op, "student_tokens": length, "teacher_tokens": others.numel(), **found}
             records.append({**record, "mb_per_s_of_ids": traffic / found["median_s"] / 1e6})
-            if backend == "native":
+            if given is not lists and backend == "native":
                 ours.append((length, found["median_s"]))
     for length in WALK_LENGTHS:
         ids, others = (each.tolist() for each in response(length))
