@@ -6,7 +6,16 @@ import json
 
 import pytest
 import torch
-from tokenizer_pairs import EOS, byte_level, encode, mixed_texts, sentence_pieces, table, worked_map
+from tokenizer_pairs import (
+    EOS,
+    byte_level,
+    encode,
+    mixed_texts,
+    sentence_merges,
+    sentence_pieces,
+    table,
+    worked_map,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sod_kernels import TokenBytes, Units, VocabMap, token_bytes, vocab_report
@@ -27,12 +36,14 @@ def test_every_byte_has_a_byte_level_token():
     assert {bytes([byte]) for byte in range(256)} <= set(spelled.spelled)
 
 
-def test_sentence_pieces_spell_the_text():
-    tokenizer = sentence_pieces()
+@pytest.mark.parametrize("make", [sentence_pieces, sentence_merges])
+def test_sentence_pieces_spell_the_text(make):
+    tokenizer = make()
     spelled = token_bytes(tokenizer)
     for text in TEXTS:
         assert spelled.text(encode(tokenizer, text)) == text.replace("\u2581", " ").encode()
     assert not spelled.has_prefix_space
+    assert len(spelled.fallback_ids) == 256
 
 
 def test_a_tokenizer_that_prepends_a_space_says_so():

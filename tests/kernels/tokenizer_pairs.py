@@ -108,6 +108,34 @@ def sentence_pieces(*, prepends: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
+@functools.cache
+def sentence_merges() -> PreTrainedTokenizerFast:
+    """BPE with spaces as U+2581, byte fallback, like Gemma's."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    spelled_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, special_tokens=["<unk>", "<eos>", *spelled_bytes], show_progress=False
+    )
+    # Without Chinese: its characters come as bytes.
+    tokenizer.train_from_iterator(
+        [text for text in mixed_texts(400, seed=9) if text.isascii()], trainer=trainer
+    )
+    described = json.loads(tokenizer.to_str())
+    # The byte tokens belong to the model alone.
+    described["added_tokens"] = described["added_tokens"][:2]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(described)),
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Ids of a text without special tokens."""
     return tokenizer.encode(text, add_special_tokens=False)
