@@ -322,3 +322,38 @@ def test_a_token_is_never_decoded_alone():
     units = align_units(list("計🙂算".encode()), [0, 2, 1], vocab_map)
     assert rows(units) == [(0, 3, 0, 1), (3, 7, 1, 2), (7, 10, 2, 3)]
     assert token_bytes(byte_level(320)).text(encode(byte_level(320), "計🙂")) == "計🙂".encode()
+
+
+def dense_losses(units: Units, student_ids: list[int], teacher_ids: list[int], *, score: str) -> list[float]:
+    """Reverse KL of each unit of the worked example, straight from the definition."""
+    vocab_map = worked_map()
+    student = [[2, 1, 0, -1, -2], [0, 3, 1, 2, -1], [0.5, -0.5, 2, 0, 1], [-1, 0, -1, 0, 3]]
+    teacher = [[-2, 0, 2.5, 0.5, 1.5, -1], [1, 3, -1, 0, -0.5, 0.5], [4, 0, -2, -1, 0, 1]]
+    losses = []
+    for a, b, c, d in rows(units):
+        sides = []
+        for logits, ids, columns, start, end in (
+            (student, student_ids, vocab_map.student_columns, a, b),
+            (teacher, teacher_ids, vocab_map.teacher_columns, c, d),
+        ):
+            values = torch.tensor(logits, dtype=torch.float64)
+            values = values if score == "logit" else values.log_softmax(-1)
+            span = torch.stack([values[row, ids[row]] for row in range(start, end)]).mean()
+            is_span = (b - a, d - c) != (1, 1)
+            sides.append(torch.cat([values[start, columns], span[None][:is_span]]).log_softmax(-1))
+        losses.append(float((sides[0].exp() * (sides[0] - sides[1])).sum()))
+    return losses
+
+
+def test_worked_example_losses_follow_from_map_and_units():
+    ids = [0, 1, 2, 4], [2, 1, 0]
+    minimal = align_units(*ids, worked_map())
+    assert dense_losses(minimal, *ids, score="log_prob") == pytest.approx(
+        [0.115838, 0.191470, 0.051222], abs=1e-6
+    )
+    assert dense_losses(minimal, *ids, score="logit") == pytest.approx(
+        [0.029682, 0.191470, 0.051222], abs=1e-6
+    )
+    greedy = align_units(*ids, worked_map(), align="greedy")
+    assert dense_losses(greedy, *ids, score="log_prob") == pytest.approx([0.153552, 0.051222], abs=1e-6)
+    assert dense_losses(greedy, *ids, score="logit") == pytest.approx([0.096013, 0.051222], abs=1e-6)
