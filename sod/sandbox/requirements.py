@@ -93,13 +93,14 @@ def start_advice(reason: str) -> str:
         reason: What bubblewrap or the fork server said.
     """
     parts = [f"the sandbox does not start: {reason}."]
+    if f"[Errno {errno.EMFILE}]" in reason:
+        # Then the switches cannot be read either.
+        return f"{parts[0]} This process may not open more files: raise the limit, `ulimit -n 65536`."
     for path, value, advice in _SWITCHES:
         file = Path(path)
         is_used_up = "ENOSPC" in reason and "ENOSPC" in advice
         if is_used_up or (file.exists() and file.read_text().strip() == value):
             parts.append(advice)
-    if f"[Errno {errno.EMFILE}]" in reason:
-        parts.append("This process may not open more files: raise the limit, `ulimit -n 65536`.")
     if reason.startswith("bwrap:"):
         parts.append(_IN_A_CONTAINER)
     return " ".join(parts)
