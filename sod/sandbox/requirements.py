@@ -7,6 +7,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 _INSTALL_BUBBLEWRAP = (
@@ -80,10 +81,16 @@ def bubblewrap() -> tuple[str, str]:
     path = shutil.which("bwrap")
     if path is None:
         raise FileNotFoundError(_INSTALL_BUBBLEWRAP)
+    return path, _help(path, Path(path).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _help(path: str, modified_ns: int) -> str:
+    """Return what the program answers to `--help`; asked once, and again when another takes its place."""
     answer = subprocess.run(
         [path, "--help"], capture_output=True, text=True, check=False, timeout=_HELP_TIMEOUT_S
     )
-    return path, answer.stdout + answer.stderr
+    return answer.stdout + answer.stderr
 
 
 def start_advice(reason: str) -> str:
