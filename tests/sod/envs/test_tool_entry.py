@@ -96,7 +96,7 @@ def test_settings_that_do_not_fit_are_refused(options, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pyhton", "'pyhton' is unknown; wanted 'python'"),
+        ("pythn", "'pythn' is unknown; wanted 'python'"),
         ("math:nothing", "'math:nothing' cannot be imported"),
     ],
 )
