@@ -8,12 +8,13 @@ from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backen
 from sod_kernels.functional import (
     TokenLogProbs,
     linear_step_kl,
+    linear_topk_step_kl,
     step_kl,
     token_log_probs,
     topk_step_kl,
 )
 from sod_kernels.linear.policy import PolicyGradient
-from sod_kernels.linear_module import LinearStepKLLoss
+from sod_kernels.linear_module import LinearStepKLLoss, LinearTopKStepKLLoss
 from sod_kernels.modules import StepKLLoss, TopKStepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.types import StepKLOutput, StepStatistics
@@ -25,6 +26,7 @@ __all__ = [
     "BackendStatus",
     "BackendUnavailableError",
     "LinearStepKLLoss",
+    "LinearTopKStepKLLoss",
     "PolicyGradient",
     "SodWeighting",
     "StepKLLoss",
@@ -36,6 +38,7 @@ __all__ = [
     "__version__",
     "backends",
     "linear_step_kl",
+    "linear_topk_step_kl",
     "sod_weights",
     "step_kl",
     "step_means",

@@ -22,7 +22,7 @@ def run_forward(inputs: LinearInputs, options: LinearOptions) -> TokenStats:
         options: Numbers and names of the sweep.
 
     Returns:
-        (N,) token tensors, the (N, 7) row state and the (S, 5) sums.
+        (N,) token tensors, the row state and the (S, 5) sums.
     """
     sweep = ChunkSweep(inputs, options)
     ledger = TokenLedger(sweep, has_row_state=True)
@@ -40,7 +40,7 @@ def run_backward(
         upstream: (N,) gradients of the differentiable outputs.
         inputs: As in `run_forward`.
         options: As in `run_forward`.
-        row_state: (N, 7) from `run_forward`.
+        row_state: From `run_forward`.
         wanted: Which gradients are asked for.
 
     Returns:

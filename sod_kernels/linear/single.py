@@ -23,11 +23,10 @@ from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.plan import Chunk
 from sod_kernels.linear.policy import policy_terms
 from sod_kernels.linear.sweep import ChunkSweep, TokenLedger
+from sod_kernels.linear.targets import ChunkInputs
 from sod_kernels.linear.terms import loss_terms
 from sod_kernels.linear.weights import RunningWeights, needs_complete_steps
-from sod_kernels.types import TokenGradients, TokenInputs, TokenStats
-
-_NAME = "linear_step_kl"
+from sod_kernels.types import TokenGradients, TokenStats
 
 
 class SingleSweepResult(NamedTuple):
@@ -107,7 +106,7 @@ class _SingleSweep:
             inputs, options, keeps_steps_whole=waits, keeps_logits=waits and num_parts > 1
         )
         self.ledger = TokenLedger(self.sweep, has_row_state=False)
-        self.running = RunningWeights(_NAME, objective, self.sweep, self.ledger)
+        self.running = RunningWeights(inputs.function, objective, self.sweep, self.ledger)
         self.gradients = _Gradients(self.sweep, wanted)
         self._objective = objective
         self.token_weights, self._advantages, self._old = (
@@ -144,7 +143,7 @@ class _SingleSweep:
             dual_clip=self._objective.dual_clip,
         )
 
-    def _take_back(self, chunk: Chunk, inputs: TokenInputs, stats: TokenStats, num_open: int) -> None:
+    def _take_back(self, chunk: Chunk, inputs: ChunkInputs, stats: TokenStats, num_open: int) -> None:
         """Differentiate a chunk: the rows of complete steps, then those of the open one part by part."""
         hidden = self.sweep.student_hidden(chunk)
         unit = self._unit(chunk, stats)
