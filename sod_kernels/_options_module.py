@@ -46,7 +46,7 @@ class OptionsModule(nn.Module):
 
 def _check(module: str, options: dict[str, Any]) -> None:
     """Check the options that there are."""
-    kind, _ = arguments.check_divergence(
+    arguments.check_divergence(
         module, options["divergence"], options["beta"], options["temperature"], options["min_log_prob"]
     )
     arguments.check_options(module, options["step_divergence"], options["reduction"], options["backend"])
@@ -57,7 +57,6 @@ def _check(module: str, options: dict[str, Any]) -> None:
         values.check_choice(module, "tail", options["tail"], _categories.TAILS)
     if options.get("process_group") is not None:
         shards.check_group(module, options["process_group"])
-        shards.check_can_shard(module, kind, options["min_log_prob"])
     if "single_sweep" in options:
         hidden.check_mode(module, options["single_sweep"], options["reduction"], options["chunk_size"])
         hidden.check_coefficients(module, options["kl_coefficient"], options["entropy_coefficient"])

@@ -120,6 +120,7 @@ class TopKStepKLLoss(OptionsModule):
         step_divergence: str = "kl",
         weighting: Callable[[StepStatistics], Tensor] | None = None,
         reduction: str = "token_mean",
+        process_group: ProcessGroup | None = None,
         backend: str = "auto",
     ) -> None:
         """Take the options; each means what it does in `topk_step_kl`.
@@ -134,6 +135,7 @@ class TopKStepKLLoss(OptionsModule):
             step_divergence: "kl" or "abs_log_ratio".
             weighting: As in `StepKLLoss`.
             reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            process_group: Of vocabulary-parallel logits, or None.
             backend: "auto", "reference", "native" or "triton".
 
         Raises:

@@ -81,26 +81,6 @@ def check_shard_widths(
     return int(vocab_size)
 
 
-def check_can_shard(function: str, divergence: str, min_log_prob: float | None) -> None:
-    """Refuse what cannot be merged from one walk over each shard.
-
-    Args:
-        function: Name for the message.
-        divergence: As a backend takes it.
-        min_log_prob: Floor or None.
-
-    Raises:
-        ValueError: For "jsd" or a floor.
-    """
-    if divergence == "jsd" or min_log_prob is not None:
-        what = "divergence='jsd'" if divergence == "jsd" else f"min_log_prob={min_log_prob!r}"
-        raise ValueError(
-            f"{function}: {what} with process_group=, where no rank knows the whole row's normaliser while "
-            "it walks over its shard. Use 'reverse_kl' or 'forward_kl' without min_log_prob, or gather the "
-            "logits."
-        )
-
-
 def check_ranks_agree(function: str, student_logits: Tensor, group: dist.ProcessGroup) -> None:
     """Refuse shards whose shapes differ between ranks; on the CPU only, by a small exchange.
 

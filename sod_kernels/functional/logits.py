@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sod_kernels import _autograd, _parallel
-from sod_kernels._checks import arguments, shards
 from sod_kernels._layout import resolve_layout, with_unit_stride
 from sod_kernels.functional.options import Options, Weighting
 from sod_kernels.functional.output import finish
@@ -99,7 +98,8 @@ def step_kl(
             columns, rank r those from r V / R on. Everything but the logits is the same on every rank, and
             so is everything in the output; `vocab_size` and `sampled_ids` count in the whole vocabulary. Ten
             numbers per token are exchanged forward and nothing backward, so each rank must go back with the
-            same upstream gradients. Not for "jsd" and `min_log_prob`.
+            same upstream gradients. "jsd" and `min_log_prob` cost one more walk over the shard, in plain
+            torch, and three more numbers.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -129,10 +129,8 @@ def step_kl(
     others = {"teacher_logits": teacher_logits}
     if reference_logits is not None:
         others["reference_logits"] = reference_logits
-    shard = _shard(student_logits, others, vocab_size, process_group)
+    shard = _parallel.resolve_shard(_NAME, student_logits, others, vocab_size, process_group)
     spec = options.spec(shard.width)
-    if shard.group is not None:
-        shards.check_can_shard(_NAME, spec.divergence, min_log_prob)
     layout = resolve_layout(
         _NAME,
         student_logits,
@@ -155,20 +153,6 @@ def step_kl(
         has_reference=reference_logits is not None,
         backend=backend_name,
     )
-
-
-def _shard(
-    student_logits: Tensor,
-    others: dict[str, Tensor],
-    vocab_size: int | None,
-    process_group: ProcessGroup | None,
-) -> _parallel.Shard:
-    """Check the logits; without a process group this process holds all columns."""
-    if process_group is None:
-        width = arguments.check_logits(_NAME, student_logits, others, vocab_size)
-        return _parallel.Shard(first=0, width=width, vocab_size=width, group=None)
-    arguments.check_logits(_NAME, student_logits, others, 1)
-    return _parallel.resolve_shard(_NAME, student_logits, others, vocab_size, process_group)
 
 
 def _sweep(

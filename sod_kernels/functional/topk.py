@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from sod_kernels import _categories
-from sod_kernels._checks import arguments, topk
+from sod_kernels import _categories, _parallel
+from sod_kernels._checks import topk
 from sod_kernels._checks.values import check_choice
 from sod_kernels._layout import resolve_layout
 from sod_kernels._list_sweeps import list_stats
@@ -14,6 +16,9 @@ from sod_kernels.functional.log_probs import sweep
 from sod_kernels.functional.options import Options, Weighting
 from sod_kernels.functional.output import finish
 from sod_kernels.types import StepKLOutput
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _NAME = "topk_step_kl"
 
@@ -39,6 +44,7 @@ def topk_step_kl(
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> StepKLOutput:
     r"""Compute `step_kl` against a teacher that gave log-probabilities of K ids per token only.
@@ -83,6 +89,9 @@ def topk_step_kl(
         token_weights: Weight of each token.
         reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
         denominator: In place of the last division of a mean.
+        process_group: For vocabulary-parallel logits of the student, as in `step_kl`. The lists are the same
+            on every rank and their ids count in the whole vocabulary; K + 3 numbers per token are exchanged
+            forward and nothing backward.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -110,7 +119,8 @@ def topk_step_kl(
         backend=backend,
     )
     check_choice(_NAME, "tail", tail, _categories.TAILS)
-    width = arguments.check_logits(_NAME, student_logits, {}, vocab_size)
+    shard = _parallel.resolve_shard(_NAME, student_logits, {}, vocab_size, process_group)
+    width = shard.vocab_size
     topk.check_teacher_list(_NAME, teacher_log_probs, teacher_ids, student_logits=student_logits)
     layout = resolve_layout(
         _NAME,
@@ -132,7 +142,7 @@ def topk_step_kl(
         # The sampled token goes along as one more id.
         teacher.ids if sampled is None else torch.cat((teacher.ids, sampled[..., None]), -1),
         temperature=temperature,
-        vocab_size=width,
+        shard=shard,
         backend=backend_name,
     )
     stats, _ = list_stats(swept, teacher, sampled, ids, layout.num_steps, options.spec(width), tail=tail)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from sod_kernels import _parallel
+from sod_kernels.reference.backend import sums_over_shard
 from sod_kernels.testing.cases import StepKLCase
 from sod_kernels.testing.checks import check_accuracy, check_step_sums, nan_filled_empty
 from sod_kernels.testing.truth import plain_torch, truth
-from sod_kernels.types import Backend, DivergenceSpec, TokenInputs
+from sod_kernels.types import Backend, DivergenceSpec, RowState, TokenInputs
 
 
 def _cut(case: StepKLCase, num_shards: int) -> list[tuple[TokenInputs, DivergenceSpec]]:
@@ -33,7 +34,7 @@ def _cut(case: StepKLCase, num_shards: int) -> list[tuple[TokenInputs, Divergenc
             beta=case.spec.beta,
             temperature=case.spec.temperature,
             vocab_size=valid,
-            min_log_prob=None,
+            min_log_prob=case.spec.min_log_prob,
         )
         parts.append((inputs, spec))
     return parts
@@ -44,7 +45,7 @@ def check_backend_shards(backend: Backend, case: StepKLCase, num_shards: int) ->
 
     Args:
         backend: A module (or object) with the backend interface.
-        case: From `make_case`, with "reverse_kl" or "forward_kl" and no floor.
+        case: From `make_case`.
         num_shards: How many ranks to imitate.
 
     Raises:
@@ -55,7 +56,11 @@ def check_backend_shards(backend: Backend, case: StepKLCase, num_shards: int) ->
     with nan_filled_empty():
         states = torch.stack([_parallel.local_state(backend, i, case.num_steps, spec) for i, spec in parts])
         whole = _parallel.merge_states(states, case.step_ids, case.spec, has_reference=has_reference)
-        stats = _parallel.make_stats(whole, case.inputs, case.num_steps)
+        if _parallel.needs_second_walk(case.spec):
+            state = whole[..., : len(RowState)]
+            sums = torch.stack([sums_over_shard(inputs, state, spec) for inputs, spec in parts])
+            whole = _parallel.with_sums(whole, sums, case.step_ids, case.spec)
+        stats = _parallel.make_stats(whole, case.inputs, case.num_steps, case.spec)
         grads = [
             backend.backward(case.upstream, inputs, stats.row_state, spec)
             if spec.vocab_size > 0

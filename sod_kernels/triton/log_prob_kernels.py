@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sod_kernels.triton.finish_kernels import log_sum_exp
 from sod_kernels.triton.row_state import (
     LN2,
     LOG2E,
@@ -52,13 +53,15 @@ def finish_log_probs_kernel(
     scale = inverse_temperature * LOG2E
     entropy = tl.zeros((), tl.float64)
     lse = tl.zeros((), tl.float64)
+    saved_lse = tl.zeros((), tl.float64)
     if active:
         max_s, sum_s, sum_h = load_student(state_ptr, row, scale, 1, SPLITS)
         log2_s = log2_of_mass(sum_s)
         lse = finite_base(max_s) * inverse_temperature + log2_s * LN2
+        saved_lse = log_sum_exp(max_s, sum_s, log2_s, inverse_temperature)
         entropy = (log2_s - sum_h / tl.where(sum_s == 0.0, 1.0, sum_s)) * LN2
     tl.store(student_entropy_ptr + out, entropy)
-    tl.store(row_state_ptr + out * 2, lse)
+    tl.store(row_state_ptr + out * 2, saved_lse)
     tl.store(row_state_ptr + out * 2 + 1, entropy)
 
     student_row = row_start(student_ptr, row, rows_per_batch, stride_student_b, stride_student_t)

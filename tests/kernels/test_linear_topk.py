@@ -1,4 +1,4 @@
-"""`linear_topk_step_kl` is `topk_step_kl` on the logits that it never makes: values and gradients, in float64."""
+"""`linear_topk_step_kl` is `topk_step_kl` on the logits that it never makes, in float64."""
 
 import pytest
 import torch

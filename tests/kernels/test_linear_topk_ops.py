@@ -125,7 +125,7 @@ def test_gradient_of_the_gradient_is_refused(single_sweep):
         *learned(student), *lists, PACKED_IDS, single_sweep=single_sweep, backend="reference"
     )
     (grad,) = torch.autograd.grad(out.loss, student["student_hidden"], create_graph=True)
-    with pytest.raises(RuntimeError, match="linear_topk_step_kl .*: the gradient of the gradient was asked"):
+    with pytest.raises(RuntimeError, match=r"linear_topk_step_kl .*: the gradient of the gradient was asked"):
         grad.sum().backward()
 
 

@@ -63,8 +63,8 @@ def test_log_probs_of_every_case(name: str, dtype: torch.dtype) -> None:
     check_backend_log_probs(backend, make_case(name, dtype=dtype))
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
-@pytest.mark.parametrize("name", [name for name in CASE_REASONS if name != "floored"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("name", CASE_REASONS)
 def test_shards_of_every_case(name: str, divergence: str) -> None:
     case = make_case(name, divergence=divergence, with_reference=True)
     check_backend_shards(backend, case, 3)

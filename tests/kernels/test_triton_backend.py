@@ -90,8 +90,10 @@ def run_forward(case, module=backend):
     return module.forward(case.inputs, case.num_steps, case.spec)
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
-@pytest.mark.parametrize("name", ["plain", "disjoint", "padded_vocab", "leading_block", "bad_rows"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize(
+    "name", ["plain", "disjoint", "padded_vocab", "leading_block", "bad_rows", "floored"]
+)
 def test_shards_of_a_row_are_the_whole(name, divergence):
     check_backend_shards(
         backend, make_case(name, divergence=divergence, with_reference=True, device=DEVICE), 2
