@@ -148,14 +148,15 @@ def list_stats(
 class ListSweeps:
     """The sweeps of a backend against lists; called as those of a `Backend` against logits are."""
 
-    def __init__(self, backend: LogProbSweeps, tail: str) -> None:
+    def __init__(self, backend: LogProbSweeps, tail: str, *, vocab_size: int) -> None:
         """Choose the walk and what becomes of the rest of the vocabulary.
 
         Args:
             backend: That walks over the student's logits.
             tail: As in `topk_step_kl`.
+            vocab_size: Valid columns of the whole vocabulary, of which the logits may be a shard.
         """
-        self._backend, self._tail = backend, tail
+        self._backend, self._tail, self._vocab_size = backend, tail, vocab_size
 
     def forward(self, inputs: ListInputs, num_steps: int, spec: DivergenceSpec) -> TokenStats:
         """Run the forward sweep.
@@ -171,7 +172,7 @@ class ListSweeps:
         swept = self._backend.log_probs_forward(_problem(inputs, spec))
         stats, slopes = list_stats(
             swept,
-            inputs.teacher(spec.vocab_size),
+            inputs.teacher(self._vocab_size),
             inputs.sampled_ids,
             inputs.step_ids,
             num_steps,

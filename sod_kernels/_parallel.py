@@ -78,12 +78,25 @@ def resolve_shard(
     arguments.check_logits(function, student_logits, others, 1)
     shards.check_group(function, group)
     width = student_logits.shape[-1]
-    total = shards.check_shard_widths(
-        function, student_logits, others, vocab_size, dist.get_world_size(group)
-    )
+    widths = {"student_logits": width} | {name: each.shape[-1] for name, each in others.items()}
+    total = shards.check_shard_widths(function, widths, vocab_size, dist.get_world_size(group))
     shards.check_ranks_agree(function, student_logits, group)
+    return shard_of(width, total, group)
+
+
+def shard_of(width: int, vocab_size: int, group: dist.ProcessGroup) -> Shard:
+    """Work out which columns this rank holds.
+
+    Args:
+        width: Columns of every shard.
+        vocab_size: Valid columns of the whole vocabulary.
+        group: All ranks.
+
+    Returns:
+        The shard.
+    """
     first = dist.get_rank(group) * width
-    return Shard(first, max(0, min(width, total - first)), total, group.group_name)
+    return Shard(first, max(0, min(width, vocab_size - first)), vocab_size, group.group_name)
 
 
 def local_ids(sampled_ids: Tensor, shard: Shard) -> Tensor:
@@ -258,14 +271,15 @@ def make_stats(whole: Tensor, inputs: TokenInputs, num_steps: int, spec: Diverge
 class ShardedSweeps:
     """A backend's two sweeps over this rank's columns of whole rows; every rank calls them alike."""
 
-    def __init__(self, backend: Backend, group: str) -> None:
+    def __init__(self, backend: Backend, group: str, *, width: int) -> None:
         """Choose what runs on the shard.
 
         Args:
             backend: That runs.
             group: Name of the process group.
+            width: Columns of the shard, padding included.
         """
-        self._backend, self._group = backend, group
+        self._backend, self._group, self._width = backend, group, width
 
     def forward(self, inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenStats:
         """Run the forward sweep and exchange what the whole rows need.
@@ -280,7 +294,7 @@ class ShardedSweeps:
         """
         state = local_state(self._backend, inputs, num_steps, spec)
         # The width goes along, as unequal shards would shift every column number without anybody noticing.
-        width = torch.full_like(state[..., :1], inputs.student_logits.shape[-1])
+        width = torch.full_like(state[..., :1], self._width)
         gathered = _collectives.gather(torch.cat((state, width), -1), self._group)
         torch._assert_async((gathered[..., -1] == width[..., 0]).all(), "step_kl: ranks hold unequal shards")
         has_reference = inputs.reference_logits is not None
@@ -322,7 +336,8 @@ def _run_forward(*arguments: Any) -> TokenStats:
     num_steps, *options, backend, group_name = arguments[NUM_INPUTS:]
     if inputs.step_ids.numel() == 0:
         return new_outputs(inputs, num_steps)
-    sweeps = ShardedSweeps(_dispatch.load(backend), group_name)
+    width = inputs.student_logits.shape[-1]
+    sweeps = ShardedSweeps(_dispatch.load(backend), group_name, width=width)
     return sweeps.forward(inputs, num_steps, make_spec(options))
 
 

@@ -43,17 +43,22 @@ class ShardedLogProbs:
     """A backend's log-prob sweeps over this rank's columns of whole rows; every rank calls them alike.
 
     Ids count in the whole vocabulary, `vocab_size` is the number of valid columns of the shard.
+
+    Attributes:
+        first: Number, in the whole vocabulary, of the shard's first column.
     """
 
-    def __init__(self, backend: Backend, first: int, group: str) -> None:
+    def __init__(self, backend: Backend, first: int, group: str, *, width: int) -> None:
         """Choose what runs on the shard.
 
         Args:
             backend: That runs.
             first: Number, in the whole vocabulary, of the shard's first column.
             group: Name of the process group.
+            width: Columns of the shard, padding included.
         """
-        self._backend, self._first, self._group = backend, first, group
+        self.first = first
+        self._backend, self._group, self._width = backend, group, width
 
     def log_probs_forward(self, inputs: LogProbInputs) -> LogProbStats:
         """Run the forward sweep and exchange what the whole rows need.
@@ -64,7 +69,7 @@ class ShardedLogProbs:
         Returns:
             Of the whole rows, the same bits on every rank.
         """
-        width = torch.full_like(inputs.step_ids, inputs.student_logits.shape[-1]).double()
+        width = torch.full_like(inputs.step_ids, self._width).double()
         message = torch.cat((self.local_state(inputs), width[..., None]), -1)
         gathered = _collectives.gather(message, self._group)
         is_equal = (gathered[..., -1] == width).all()
@@ -125,7 +130,7 @@ class ShardedLogProbs:
 
     def _columns(self, inputs: LogProbInputs) -> tuple[Tensor, Tensor]:
         """(B, T, K) column of each id within the shard, 0 where it is not here; and whether it is."""
-        columns = inputs.ids - self._first
+        columns = inputs.ids - self.first
         is_here = (columns >= 0) & (columns < inputs.vocab_size) & (inputs.step_ids >= 0)[..., None]
         # A negative id is absent on every rank, also on the first.
         is_here = is_here & (inputs.ids >= 0)
@@ -212,7 +217,7 @@ def _gradient_at(
 
 def _sweeps_and_inputs(arguments: tuple[Any, ...]) -> tuple[ShardedLogProbs, LogProbInputs]:
     logits, step_ids, ids, temperature, vocab_size, first, backend, group = arguments
-    sweeps = ShardedLogProbs(_dispatch.load(backend), first, group)
+    sweeps = ShardedLogProbs(_dispatch.load(backend), first, group, width=logits.shape[-1])
     return sweeps, LogProbInputs(logits, step_ids, ids, temperature, vocab_size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,6 +11,9 @@ from sod_kernels._options_module import OptionsModule
 from sod_kernels.functional import linear_step_kl, linear_topk_step_kl
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.types import StepKLOutput, StepStatistics
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class LinearStepKLLoss(OptionsModule):
@@ -40,6 +44,7 @@ class LinearStepKLLoss(OptionsModule):
         step_divergence: str = "kl",
         weighting: Callable[[StepStatistics], Tensor] | None = None,
         reduction: str = "token_mean",
+        process_group: ProcessGroup | None = None,
         backend: str = "auto",
     ) -> None:
         """Take the options; each means what it does in `linear_step_kl`.
@@ -64,6 +69,7 @@ class LinearStepKLLoss(OptionsModule):
             weighting: None, `SodWeighting`, `TurnWeighting` or a function; a tensor of weights fits one batch
                 only.
             reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            process_group: Of vocabulary-parallel heads, or None.
             backend: "auto", "reference", "native" or "triton".
 
         Raises:
@@ -164,6 +170,7 @@ class LinearTopKStepKLLoss(OptionsModule):
         step_divergence: str = "kl",
         weighting: Callable[[StepStatistics], Tensor] | None = None,
         reduction: str = "token_mean",
+        process_group: ProcessGroup | None = None,
         backend: str = "auto",
     ) -> None:
         """Take the options; each means what it does in `linear_topk_step_kl`.
@@ -184,6 +191,7 @@ class LinearTopKStepKLLoss(OptionsModule):
             step_divergence: "kl" or "abs_log_ratio".
             weighting: As in `LinearStepKLLoss`.
             reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            process_group: Of vocabulary-parallel heads, or None.
             backend: "auto", "reference", "native" or "triton".
 
         Raises:

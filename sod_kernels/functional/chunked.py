@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sod_kernels import _parallel
 from sod_kernels._categories import TeacherList
 from sod_kernels._checks import hidden as checks
+from sod_kernels._checks import shards
 from sod_kernels._layout import StepLayout, resolve_layout
+from sod_kernels._parallel import Shard
 from sod_kernels.functional.options import Options
 from sod_kernels.linear.heads import Head
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions
@@ -25,6 +28,9 @@ from sod_kernels.linear.modes import (
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.linear.rows import to_device
 from sod_kernels.types import StepKLOutput
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,14 +116,46 @@ def resolve_steps(
     return Steps(layout, to_device(layout.step_ids, hidden.device))
 
 
+def resolve_heads(
+    function: str, heads: dict[str, Head], vocab_size: int | None, group: ProcessGroup | None
+) -> Shard:
+    """Check heads and work out which rows of the weights this rank holds: all of them without a group.
+
+    Args:
+        function: Name for messages.
+        heads: By model, the student's first.
+        vocab_size: Valid rows of the whole vocabulary, None for all.
+        group: All R ranks, of which rank r holds rows r V / R and on of every weight and bias; or None.
+
+    Returns:
+        The shard.
+
+    Raises:
+        TypeError: For a wrong type or dtype.
+        ValueError: For wrong heads, or shards that do not fit together.
+    """
+    if group is None:
+        width = checks.check_heads(function, heads, vocab_size)
+        return Shard(first=0, width=width, vocab_size=width, group=None)
+    checks.check_heads(function, heads, 1)
+    shards.check_group(function, group)
+    widths = {f"{model}_weight": head.weight.shape[0] for model, head in heads.items()}
+    total = shards.check_shard_widths(function, widths, vocab_size, group.size(), unit="rows")
+    student = heads["student"]
+    width = student.weight.shape[0]
+    logits = student.hidden[..., :1].expand(*student.hidden.shape[:-1], width)
+    shards.check_ranks_agree(function, logits, group, got="student_hidden and student_weight make logits of")
+    return _parallel.shard_of(width, total, group)
+
+
 def run(
     options: Options,
     chunks: ChunkOptions,
     heads: dict[str, Head],
     steps: Steps,
     sampled_ids: Tensor | None,
+    shard: Shard,
     *,
-    vocab_size: int,
     lists: TeacherList | None = None,
     tail: str | None = None,
 ) -> StepKLOutput:
@@ -129,7 +167,7 @@ def run(
         heads: Checked head of the student, and of teacher and reference where they have one.
         steps: From `resolve_steps`.
         sampled_ids: Checked, or None.
-        vocab_size: Valid rows of the weights.
+        shard: The rows of the weights that this rank holds.
         lists: Of a teacher without a head.
         tail: As in `topk_step_kl`, with lists.
 
@@ -137,8 +175,12 @@ def run(
         The output.
     """
     checks.check_policy(options.function, chunks.policy_gradient, PolicyGradient, sampled_ids, steps.ids)
+    if sampled_ids is not None:
+        # Ids of lists, and so those beside them, count in the whole vocabulary.
+        sampled_ids = sampled_ids.detach().to(torch.int64).reshape(-1)
+        sampled_ids = _parallel.local_ids(sampled_ids, shard) if lists is None else sampled_ids
     inputs = _inputs(heads, steps, sampled_ids, lists)
-    sweep = _sweep_options(options, heads, steps, inputs, vocab_size=vocab_size)
+    sweep = _sweep_options(options, heads, steps, inputs, shard)
     sweep = sweep._replace(chunk_size=chunks.chunk_size or 0, tail=tail)
     trajectory = steps.layout.trajectory
     batch = Batch(inputs, sweep, steps.ids, to_device(trajectory, steps.ids.device), trajectory)
@@ -192,7 +234,7 @@ def _inputs(
         reference_weight=others.get("reference_weight"),
         reference_bias=others.get("reference_bias"),
         step_ids=steps.layout.step_ids.reshape(-1),
-        sampled_ids=None if sampled_ids is None else sampled_ids.detach().to(torch.int64).reshape(-1),
+        sampled_ids=sampled_ids,
         teacher_log_probs=None if lists is None else _flat(lists.log_probs),
         teacher_ids=None if lists is None else _flat(lists.ids),
         teacher_tail=None if lists is None else lists.tail.reshape(-1),
@@ -200,9 +242,9 @@ def _inputs(
 
 
 def _sweep_options(
-    options: Options, heads: dict[str, Head], steps: Steps, inputs: LinearInputs, *, vocab_size: int
+    options: Options, heads: dict[str, Head], steps: Steps, inputs: LinearInputs, shard: Shard
 ) -> LinearOptions:
-    spec = options.spec(vocab_size)
+    spec = options.spec(shard.width)
     scales = {model: float(head.scale) for model, head in heads.items()}
     softcaps = {model: optional_float(head.softcap) for model, head in heads.items()}
     return LinearOptions(
@@ -220,4 +262,7 @@ def _sweep_options(
         min_log_prob=optional_float(spec.min_log_prob),
         chunk_size=0,
         backend=options.resolve_backend(steps.ids, inputs.dtype),
+        group=shard.group,
+        first_column=shard.first,
+        total_columns=shard.vocab_size,
     )

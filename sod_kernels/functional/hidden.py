@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from sod_kernels._checks import hidden as checks
-from sod_kernels.functional.chunked import ChunkOptions, resolve_steps, run
+from sod_kernels.functional.chunked import ChunkOptions, resolve_heads, resolve_steps, run
 from sod_kernels.functional.options import Options, Weighting
 from sod_kernels.linear.heads import Head
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.types import StepKLOutput
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _NAME = "linear_step_kl"
 
@@ -51,6 +56,7 @@ def linear_step_kl(
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> StepKLOutput:
     r"""Compute `step_kl` from hidden states and output heads, without holding the logits of the batch.
@@ -116,6 +122,12 @@ def linear_step_kl(
         token_weights: As in `step_kl`.
         reduction: As in `step_kl`; "none" only without a single sweep.
         denominator: As in `step_kl`.
+        process_group: For vocabulary-parallel heads: ranks that hold the same hidden states and equal shards
+            of the rows of every weight and bias, rank r those from r V / R on. Everything else is the same on
+            every rank, and so is the output; `vocab_size` and `sampled_ids` count in the whole vocabulary.
+            Gradients of weight and bias are those of the rank's rows; that of the hidden states is added up
+            over the ranks, so every rank must want the same ones. Besides it the numbers per token of
+            `step_kl` are exchanged, once per chunk.
         backend: As in `step_kl`: what runs on the chunks' logits.
 
     Returns:
@@ -161,7 +173,7 @@ def linear_step_kl(
         heads["reference"] = Head(
             reference_hidden, reference_weight, reference_bias, reference_logit_scale, reference_softcap
         )
-    width = checks.check_heads(_NAME, heads, vocab_size)
+    shard = resolve_heads(_NAME, heads, vocab_size, process_group)
     steps = resolve_steps(
         options,
         student_hidden,
@@ -170,5 +182,5 @@ def linear_step_kl(
         step_trajectory=step_trajectory,
         num_steps=num_steps,
     )
-    options.check_tokens(steps.ids, sampled_ids, vocab_size=width)
-    return run(options, chunks, heads, steps, sampled_ids, vocab_size=width)
+    options.check_tokens(steps.ids, sampled_ids, vocab_size=shard.vocab_size)
+    return run(options, chunks, heads, steps, sampled_ids, shard)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from sod_kernels._categories import TAILS
-from sod_kernels._checks import hidden as checks
 from sod_kernels._checks import topk
 from sod_kernels._checks.values import check_choice
-from sod_kernels.functional.chunked import ChunkOptions, resolve_steps, run
+from sod_kernels.functional.chunked import ChunkOptions, resolve_heads, resolve_steps, run
 from sod_kernels.functional.options import Options, Weighting
 from sod_kernels.functional.topk import read_lists
 from sod_kernels.linear.heads import Head
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.types import StepKLOutput
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _NAME = "linear_topk_step_kl"
 
@@ -49,6 +53,7 @@ def linear_topk_step_kl(
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> StepKLOutput:
     r"""Compute `topk_step_kl` from hidden states and output head, without holding the logits of the batch.
@@ -96,6 +101,8 @@ def linear_topk_step_kl(
         token_weights: As in `step_kl`.
         reduction: As in `step_kl`; "none" only without a single sweep.
         denominator: As in `step_kl`.
+        process_group: For a vocabulary-parallel head, as in `linear_step_kl`; the lists are the same on every
+            rank and their ids count in the whole vocabulary.
         backend: As in `step_kl`: what runs on the chunks' logits.
 
     Returns:
@@ -132,7 +139,8 @@ def linear_topk_step_kl(
     chunks.check(options)
     check_choice(_NAME, "tail", tail, TAILS)
     head = Head(student_hidden, student_weight, student_bias, student_logit_scale, student_softcap)
-    width = checks.check_heads(_NAME, {"student": head}, vocab_size)
+    shard = resolve_heads(_NAME, {"student": head}, vocab_size, process_group)
+    width = shard.vocab_size
     topk.check_teacher_list(_NAME, teacher_log_probs, teacher_ids, student_hidden=student_hidden)
     steps = resolve_steps(
         options,
@@ -145,4 +153,4 @@ def linear_topk_step_kl(
     options.check_tokens(steps.ids, sampled_ids, vocab_size=width)
     sampled = None if sampled_ids is None else sampled_ids.detach().to(torch.int64)
     lists = read_lists(options, teacher_log_probs, teacher_ids, steps.ids, sampled, vocab_size=width)
-    return run(options, chunks, {"student": head}, steps, sampled, vocab_size=width, lists=lists, tail=tail)
+    return run(options, chunks, {"student": head}, steps, sampled, shard, lists=lists, tail=tail)

@@ -37,7 +37,8 @@ class Head(NamedTuple):
 def _tiles(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """The weight in the computing dtype: whole if that is its own, else a few megabytes at a time."""
     num_columns = weight.shape[0]
-    size = num_columns if weight.dtype == dtype else max(1, _TILE_ENTRIES // weight.shape[1])
+    # At least 1, for a shard may hold no valid column.
+    size = max(1, num_columns if weight.dtype == dtype else _TILE_ENTRIES // weight.shape[1])
     for begin in range(0, num_columns, size):
         tile = slice(begin, min(begin + size, num_columns))
         yield tile, weight[tile].to(dtype)

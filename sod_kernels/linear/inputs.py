@@ -93,6 +93,9 @@ class LinearOptions(NamedTuple):
         chunk_size: Most rows of a chunk; 0 for the default.
         backend: Name of the backend.
         tail: As in `topk_step_kl` where the teacher is known by lists; None otherwise.
+        group: Name of the process group over which the heads' rows are sharded; None without one.
+        first_column: Number of this shard's first column in the whole vocabulary.
+        total_columns: Valid columns of the whole vocabulary, of which `vocab_size` are on this rank.
     """
 
     num_steps: int
@@ -110,6 +113,9 @@ class LinearOptions(NamedTuple):
     chunk_size: int
     backend: str
     tail: str | None = None
+    group: str | None = None
+    first_column: int = 0
+    total_columns: int = 0
 
     @property
     def spec(self) -> DivergenceSpec:

@@ -28,7 +28,7 @@ _OPTIONS = (
     "SymInt num_steps, float student_scale, float teacher_scale, float reference_scale, "
     "float? student_softcap, float? teacher_softcap, float? reference_softcap, "
     "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, "
-    "SymInt chunk_size, str backend, str? tail"
+    "SymInt chunk_size, str backend, str? tail, str? group, SymInt first_column, SymInt total_columns"
 )
 _OBJECTIVE = (
     "Tensor step_trajectory, Tensor? step_weights, Tensor? token_weights, Tensor? denominator, "

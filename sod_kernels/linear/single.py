@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sod_kernels import _collectives
 from sod_kernels._reduction import reduce_loss, reference_weights
 from sod_kernels.linear.heads import HeadGradients, Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
@@ -229,6 +230,9 @@ def run_single_sweep(
     walk.run()
     outputs = walk.ledger.outputs()
     gradients = walk.gradients
+    if gradients.hidden is not None and options.group is not None:
+        # Each rank has gone back through its own rows of the head.
+        _collectives.add_up(gradients.hidden, options.group)
     empty = outputs.token_kl.new_empty
     return SingleSweepResult(
         loss=_loss(walk, objective),

@@ -44,7 +44,8 @@ class ChunkSweep:
         self.heads: Heads = make_heads(inputs, options)
         self.dtype = inputs.dtype
         self._spec = options.spec
-        self._sweeps = row_sweeps(options)
+        width = inputs.student_weight.shape[0]
+        self._sweeps = row_sweeps(options, width=width)
         given = (inputs.teacher_log_probs, inputs.teacher_ids, inputs.teacher_tail)
         self._lists = [each for each in given if each is not None]
         self.state_width = inputs.state_width
@@ -52,8 +53,10 @@ class ChunkSweep:
         has_spare = keeps_logits or options.student_softcap is not None
         num_buffers = sum(head is not None for head in self.heads) + has_spare
         element_bytes = torch.finfo(self.dtype).bits // 8
+        # The ranks of a group must cut the same chunks, however few columns of the last one are valid.
+        columns = options.vocab_size if options.group is None else width
         size = options.chunk_size or default_chunk_size(
-            options.vocab_size, num_buffers, element_bytes, hidden.device.type
+            columns, num_buffers, element_bytes, hidden.device.type
         )
         plan = make_plan(
             inputs.step_ids.cpu(), options.num_steps, chunk_size=size, keeps_steps_whole=keeps_steps_whole

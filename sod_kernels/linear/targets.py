@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sod_kernels import _dispatch
 from sod_kernels._list_sweeps import ListInputs, ListSweeps
+from sod_kernels._parallel import ShardedSweeps
+from sod_kernels._parallel_log_probs import ShardedLogProbs
 from sod_kernels.linear.inputs import LinearOptions
 from sod_kernels.types import DivergenceSpec, TokenGradients, TokenInputs, TokenStats
 
@@ -34,14 +36,22 @@ class RowSweeps(Protocol):
         ...
 
 
-def row_sweeps(options: LinearOptions) -> RowSweeps:
+def row_sweeps(options: LinearOptions, *, width: int) -> RowSweeps:
     """Choose what runs on the logits of a chunk.
 
     Args:
-        options: Backend and tail are read.
+        options: Backend, tail and shard are read.
+        width: Columns of the student's head on this rank, padding included.
 
     Returns:
-        The sweeps of the backend, against lists where a tail says that there are some.
+        The sweeps of the backend: against lists where a tail says that there are some, and over a shard of
+        the columns where there is a process group.
     """
     backend = _dispatch.load(options.backend)
-    return backend if options.tail is None else ListSweeps(backend, options.tail)
+    group = options.group
+    if options.tail is None:
+        return backend if group is None else ShardedSweeps(backend, group, width=width)
+    if group is None:
+        return ListSweeps(backend, options.tail, vocab_size=options.vocab_size)
+    sharded = ShardedLogProbs(backend, options.first_column, group, width=width)
+    return ListSweeps(sharded, options.tail, vocab_size=options.total_columns)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from sod_kernels import _parallel
+from sod_kernels._parallel_log_probs import ShardedLogProbs, merge
 from sod_kernels.reference.backend import sums_over_shard
 from sod_kernels.testing.cases import StepKLCase
 from sod_kernels.testing.checks import check_accuracy, check_step_sums, nan_filled_empty
+from sod_kernels.testing.log_probs import check_log_prob_results, make_log_prob_inputs
 from sod_kernels.testing.truth import plain_torch, truth
 from sod_kernels.types import Backend, DivergenceSpec, RowState, TokenInputs
 
@@ -73,3 +75,34 @@ def check_backend_shards(backend: Backend, case: StepKLCase, num_shards: int) ->
         grad[..., first : first + inputs.student_logits.shape[-1]] = part
     check_accuracy(stats, grad, case, truth(case), plain_torch(case))
     check_step_sums(stats, case)
+
+
+def check_backend_log_prob_shards(backend: Backend, case: StepKLCase, num_shards: int) -> None:
+    """Check that merged shards give the log-probabilities and the gradient of the whole rows.
+
+    Args:
+        backend: A module (or object) with the backend interface.
+        case: From `make_case`.
+        num_shards: How many ranks to imitate.
+
+    Raises:
+        AssertionError: At the first output that is off.
+    """
+    inputs, upstream = make_log_prob_inputs(case)
+    # At rows in no step ids may be anything, in shards too.
+    width = -(-inputs.vocab_size // num_shards)
+    parts = []
+    for first in range(0, num_shards * width, width):
+        valid = max(0, min(width, inputs.vocab_size - first))
+        logits = case.student_logits[..., first : first + width]
+        sweeps = ShardedLogProbs(backend, first, "all", width=width)
+        parts.append((sweeps, inputs._replace(student_logits=logits, vocab_size=valid)))
+    with nan_filled_empty():
+        states = torch.stack([sweeps.local_state(part) for sweeps, part in parts])
+        stats = merge(states, inputs)
+        grads = [sweeps.log_probs_backward(upstream, part, stats.row_state) for sweeps, part in parts]
+    grad = torch.zeros_like(case.student_logits, memory_format=torch.contiguous_format)
+    for (sweeps, part), of_part in zip(parts, grads, strict=True):
+        first = sweeps.first
+        grad[..., first : first + part.student_logits.shape[-1]] = of_part
+    check_log_prob_results(stats, grad, case)

@@ -14,6 +14,7 @@ from sod_kernels.testing import (
     StepKLCase,
     check_backend_forward_backward,
     check_backend_log_probs,
+    check_backend_log_prob_shards,
     check_backend_shards,
     check_issue_targets,
     make_case,
@@ -68,6 +69,12 @@ def test_log_probs_of_every_case(name: str, dtype: torch.dtype) -> None:
 def test_shards_of_every_case(name: str, divergence: str) -> None:
     case = make_case(name, divergence=divergence, with_reference=True)
     check_backend_shards(backend, case, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_log_probs_of_shards_of_every_case(name: str, dtype: torch.dtype) -> None:
+    check_backend_log_prob_shards(backend, make_case(name, dtype=dtype), 3)
 
 
 @pytest.mark.parametrize("with_reference", [False, True])

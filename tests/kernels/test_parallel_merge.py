@@ -6,7 +6,12 @@ import pytest
 import torch
 
 import sod_kernels.reference.backend as reference
-from sod_kernels.testing import CASE_REASONS, check_backend_shards, make_case
+from sod_kernels.testing import (
+    CASE_REASONS,
+    check_backend_log_prob_shards,
+    check_backend_shards,
+    make_case,
+)
 
 # The full vocabulary is slow and no different.
 NAMES = [name for name in CASE_REASONS if name != "full_vocab"]
@@ -42,6 +47,12 @@ def test_merged_shards_with_a_floor_are_the_whole(name, divergence, with_referen
         dtype=torch.float64,
     )
     check_backend_shards(reference, case, 3)
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_merged_log_probs_are_those_of_the_whole(name, dtype):
+    for num_shards in (1, 3):
+        check_backend_log_prob_shards(reference, make_case(name, dtype=dtype), num_shards)
 
 
 @pytest.mark.parametrize("num_shards", [1, 5, 8])

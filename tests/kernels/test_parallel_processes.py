@@ -5,11 +5,13 @@ import torch
 from parallel_ranks import (
     COLUMNS,
     GRADIENT,
+    LINEAR_SCENARIOS,
     OUTPUTS,
     SCENARIOS,
     TOPK_OUTPUTS,
     TOPK_SCENARIOS,
     run,
+    run_linear,
     run_topk,
     work,
 )
@@ -51,7 +53,22 @@ def test_lists_equal_one_process(ranks, key):
     assert_parts_of(whole, ranks, key, TOPK_OUTPUTS, scenario[3])
 
 
-@pytest.mark.parametrize("key", [*SCENARIOS, *TOPK_SCENARIOS])
+@pytest.mark.parametrize("key", LINEAR_SCENARIOS)
+def test_heads_equal_one_process(ranks, key):
+    whole = run_linear(*LINEAR_SCENARIOS[key], lambda rows: rows, None)
+    rounding = {"rtol": 1e-9, "atol": 1e-11}
+    width = COLUMNS // len(ranks)
+    for rank, results in enumerate(ranks):
+        for name in TOPK_OUTPUTS:
+            torch.testing.assert_close(results[key][name], whole[name], **rounding)
+        hidden, *of_rows = results[key][GRADIENT]
+        torch.testing.assert_close(hidden, whole[GRADIENT][0], **rounding)
+        assert torch.equal(hidden, ranks[0][key][GRADIENT][0])
+        for ours, wanted in zip(of_rows, whole[GRADIENT][1:], strict=True):
+            torch.testing.assert_close(ours, wanted[rank * width : (rank + 1) * width], **rounding)
+
+
+@pytest.mark.parametrize("key", [*SCENARIOS, *TOPK_SCENARIOS, *LINEAR_SCENARIOS])
 def test_every_rank_has_the_same_bits(ranks, key):
     for results in ranks[1:]:
         for name in TOPK_OUTPUTS:
@@ -63,6 +80,11 @@ def test_ranks_that_disagree_all_say_so(ranks):
         assert results["unequal widths"] == (
             "ValueError: step_kl: student_logits has shape (2, 3, 4) on rank 0 of process_group and "
             "(2, 3, 5) on rank 1; wanted the same rows and equal shards of the vocabulary. Pad "
+            "the vocabulary to a multiple of the number of ranks and give vocab_size=."
+        )
+        assert results["unequal heads"] == (
+            "ValueError: linear_topk_step_kl: student_hidden and student_weight make logits of (4, 3) on rank 0 "
+            "of process_group and (4, 4) on rank 1; wanted the same rows and equal shards of the vocabulary. Pad "
             "the vocabulary to a multiple of the number of ranks and give vocab_size=."
         )
         assert "has shape (2, 4) on rank 0 of process_group and (3, 4) on rank 1" in results["unequal rows"]

@@ -15,6 +15,7 @@ from sod_kernels.testing import (
     CASE_REASONS,
     check_backend_forward_backward,
     check_backend_log_probs,
+    check_backend_log_prob_shards,
     check_backend_shards,
     check_issue_targets,
     make_case,
@@ -98,6 +99,11 @@ def test_shards_of_a_row_are_the_whole(name, divergence):
     check_backend_shards(
         backend, make_case(name, divergence=divergence, with_reference=True, device=DEVICE), 2
     )
+
+
+@pytest.mark.parametrize("name", ["plain", "disjoint", "padded_vocab", "leading_block", "bad_rows"])
+def test_log_probs_of_shards_are_those_of_the_whole(name):
+    check_backend_log_prob_shards(backend, make_case(name, device=DEVICE), 2)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
