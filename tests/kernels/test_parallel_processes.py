@@ -83,9 +83,9 @@ def test_ranks_that_disagree_all_say_so(ranks):
             "the vocabulary to a multiple of the number of ranks and give vocab_size=."
         )
         assert results["unequal heads"] == (
-            "ValueError: linear_topk_step_kl: student_hidden and student_weight make logits of (4, 3) on rank 0 "
-            "of process_group and (4, 4) on rank 1; wanted the same rows and equal shards of the vocabulary. Pad "
-            "the vocabulary to a multiple of the number of ranks and give vocab_size=."
+            "ValueError: linear_topk_step_kl: student_hidden and student_weight make logits of (4, 3) on "
+            "rank 0 of process_group and (4, 4) on rank 1; wanted the same rows and equal shards of the "
+            "vocabulary. Pad the vocabulary to a multiple of the number of ranks and give vocab_size=."
         )
         assert "has shape (2, 4) on rank 0 of process_group and (3, 4) on rank 1" in results["unequal rows"]
 

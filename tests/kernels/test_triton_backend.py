@@ -14,8 +14,8 @@ from sod_kernels.reference import backend as reference_backend
 from sod_kernels.testing import (
     CASE_REASONS,
     check_backend_forward_backward,
-    check_backend_log_probs,
     check_backend_log_prob_shards,
+    check_backend_log_probs,
     check_backend_shards,
     check_issue_targets,
     make_case,
