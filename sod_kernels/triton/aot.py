@@ -269,7 +269,8 @@ def report(
     heads = ("target", "dtype", "kernel", "registers", "spills", "shared", "loads128", "stores128", "verdict")
     print(layout.format(*heads))
     tasks = _tasks(targets, dtypes, kernels, is_sample=is_sample)
-    started, binaries = time.monotonic(), {}
+    started = time.monotonic()
+    binaries: dict[tuple[str, str, str], Binary] = {}
     compile_one = functools.partial(_compile_named, override=override)
     failed = 0
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:

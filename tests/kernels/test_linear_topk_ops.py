@@ -88,13 +88,12 @@ def _loss(student, lists, ids, *, weighting, single_sweep, tail):
     [
         (SodWeighting(), True, "bucket"),
         (TurnWeighting(min_turns=1), True, "renormalise"),
-        (None, False, "drop"),
     ],
 )
 def test_compiled_equals_eager(weighting, single_sweep, tail):
     torch._dynamo.reset()
     compiled = torch.compile(_loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for num_rows in (31, 24):
+    for num_rows in (31, 20):
         ids = PACKED_IDS[:num_rows]
         student, lists = make_batch(ids.shape, dtype=torch.float32)
         results = []
