@@ -202,7 +202,7 @@ class ListSweeps:
         Returns:
             Contiguous gradient of `student_logits`' shape and dtype.
         """
-        state, slopes = row_state.split((_NUM_STATE_COLUMNS, inputs.teacher_ids.shape[-1]), -1)
+        state, slopes = row_state[..., :_NUM_STATE_COLUMNS], row_state[..., _NUM_STATE_COLUMNS:]
         of_ids = (upstream.token_kl[..., None] * slopes).to(upstream.token_kl.dtype)
         if inputs.sampled_ids is not None:
             of_ids = torch.cat((of_ids, upstream.student_log_probs[..., None]), -1)

@@ -7,7 +7,8 @@ fails on the following. `--sample` takes one variant of each kernel per target a
 - a spilled register or a stack frame;
 - more registers than let two programs share a multiprocessor, or more shared memory than the kernels' budget;
 - a sweep without 128-bit loads of the logits (and 128-bit stores of the gradient);
-- a change of layout inside a loop, which would send every block through shared memory and a barrier.
+- a change of layout inside a loop, which would send every block through shared memory and a barrier;
+- a row's offset in 32 bits, which rows times columns outgrow.
 
 These are properties of the binary, so they hold on the GPU as well; its speed has to be measured there.
 """
@@ -61,6 +62,7 @@ class Binary:
         wide_loads: Instructions that load 128 bits or more from global memory.
         wide_stores: Instructions that store 128 bits or more to global memory.
         loop_conversions: Changes of layout inside loops.
+        narrow_offsets: Products of 32 bits with the width of a row.
     """
 
     registers: int
@@ -69,6 +71,7 @@ class Binary:
     wide_loads: int
     wide_stores: int
     loop_conversions: int
+    narrow_offsets: int
 
 
 def _signature(variant: Variant, dtype: str) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -122,7 +125,20 @@ def compile_variant(variant: Variant, target: str, dtype: str) -> Binary:
         **numbers,
         shared_bytes=compiled.metadata.shared,
         loop_conversions=sum(loop.count("ttg.convert_layout") for loop in loops),
+        narrow_offsets=narrow_offsets(compiled.asm["ttir"]),
     )
+
+
+def narrow_offsets(ttir: str) -> int:
+    """Count where a row's offset is worked out in 32 bits; strides and row numbers are 64 bits wide.
+
+    Args:
+        ttir: A kernel in Triton's intermediate representation, compiled for rows of `VOCAB_SIZE`.
+
+    Returns:
+        Products of 32 bits with the width of a row.
+    """
+    return len(re.findall(rf"arith\.muli [^\n]*%c{VOCAB_SIZE}_i32", ttir))
 
 
 def _read_amd(assembly: str) -> dict[str, int]:
@@ -186,6 +202,8 @@ def violations(variant: Variant, target: str, binary: Binary) -> list[str]:
         found.append(f"128-bit stores {binary.wide_stores} < {variant.wide_stores}")
     if binary.loop_conversions:
         found.append(f"layout changes in loops {binary.loop_conversions}")
+    if binary.narrow_offsets:
+        found.append(f"32-bit row offsets {binary.narrow_offsets}")
     return found
 
 
