@@ -1,7 +1,9 @@
 // Where a row begins: 64-bit arithmetic all the way, as rows times columns passes 2^31. Nothing is read.
-#include "sod/rows.h"
+#include <cstdint>
+#include <initializer_list>
 
 #include "check.h"
+#include "sod/rows.h"
 
 namespace {
 
