@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from sod_kernels import _parallel
 from sod_kernels._categories import TeacherList
@@ -28,9 +29,6 @@ from sod_kernels.linear.modes import (
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.linear.rows import to_device
 from sod_kernels.types import StepKLOutput
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +115,7 @@ def resolve_steps(
 
 
 def resolve_heads(
-    function: str, heads: dict[str, Head], vocab_size: int | None, group: ProcessGroup | None
+    function: str, heads: dict[str, Head], vocab_size: int | None, group: dist.ProcessGroup | None
 ) -> Shard:
     """Check heads and work out which rows of the weights this rank holds: all of them without a group.
 
@@ -140,7 +138,8 @@ def resolve_heads(
     checks.check_heads(function, heads, 1)
     shards.check_group(function, group)
     widths = {f"{model}_weight": head.weight.shape[0] for model, head in heads.items()}
-    total = shards.check_shard_widths(function, widths, vocab_size, group.size(), unit="rows")
+    num_shards = dist.get_world_size(group)
+    total = shards.check_shard_widths(function, widths, vocab_size, num_shards, unit="rows")
     student = heads["student"]
     width = student.weight.shape[0]
     logits = student.hidden[..., :1].expand(*student.hidden.shape[:-1], width)

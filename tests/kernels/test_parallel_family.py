@@ -95,6 +95,26 @@ def test_compiled_equals_eager(group):
         torch.testing.assert_close(ours, wanted)
 
 
+def test_compiled_heads_equal_eager(group):
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(6, 3, generator=generator), torch.randn(8, 3, generator=generator)
+    lists = torch.randn(6, 8, generator=generator).log_softmax(-1).topk(4)
+    steps = torch.tensor([0, 0, 0, 0, 1, 1])
+
+    def loss(hidden, weight, log_probs, ids):
+        options = {"num_steps": 2, "chunk_size": 3, "weighting": SodWeighting(), "backend": "reference"}
+        return linear_topk_step_kl(hidden, weight, log_probs, ids, steps, process_group=group, **options).loss
+
+    learned = [hidden.requires_grad_(), weight.requires_grad_()]
+    results = []
+    for function in (torch.compile(loss, fullgraph=True, backend="aot_eager"), loss):
+        value = function(*learned, *lists)
+        results.append((value, *torch.autograd.grad(value, learned)))
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
 LISTS = {"teacher_log_probs": torch.zeros(4, 1) - 1.0, "teacher_ids": torch.zeros(4, 1, dtype=torch.int64)}
 HEAD = {"student_hidden": torch.zeros(4, 2), "student_weight": torch.zeros(5, 2)}
 TEACHER = {"teacher_hidden": torch.zeros(4, 3), "teacher_weight": torch.zeros(5, 3)}
