@@ -135,7 +135,8 @@ def gradient_at_ids_kernel(
             second += BLOCK
         logit = tl.load(student_row + column, mask=column >= 0, other=float("-inf")).to(tl.float64)
         excluded = logit == float("-inf")
-        log_p = tl.where(excluded, 0.0, logit * inverse_temperature - lse)
+        # A row without mass has a log-sum-exp of -inf, and -inf minus -inf is no number.
+        log_p = tl.where(excluded, 0.0, tl.where(excluded, 0.0, logit) * inverse_temperature - lse)
         prob = tl.where(excluded, 0.0, tl.exp(log_p))
         gradient = own - prob * (total + grad_entropy * (log_p + entropy))
         tl.store(grad_at_ids_ptr + out * num_ids + offs, gradient * inverse_temperature, mask=column >= 0)
