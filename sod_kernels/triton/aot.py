@@ -2,7 +2,8 @@
 
 Run as `python -m sod_kernels.triton.aot` (with TRITON_INTERPRET unset). For each target, logits dtype and
 variant it compiles with the compiler and assembler that Triton ships, disassembles, prints one line, and
-fails on the following. `--sample` takes one variant of each kernel per target and dtype, in turn.
+fails on the following. `--sample` takes a part of the whole table, in turn: every variant, and of every
+kernel each target and each dtype.
 
 - a spilled register or a stack frame;
 - more registers than let two programs share a multiprocessor, or more shared memory than the kernels' budget;
@@ -227,9 +228,11 @@ def _tasks(
     if not is_sample:
         return list(itertools.product(targets, dtypes, names))
     by_kernel = [list(each) for _, each in itertools.groupby(sorted(names), _kernel_of)]
-    pairs = enumerate(itertools.product(targets, dtypes))
+    # Turns of a kernel begin one target later than those of the kernel before, which pairs targets and dtypes.
     return [
-        (target, dtype, each[number % len(each)]) for number, (target, dtype) in pairs for each in by_kernel
+        (targets[(turn + shift) % len(targets)], dtypes[turn % len(dtypes)], each[turn % len(each)])
+        for shift, each in enumerate(by_kernel)
+        for turn in range(max(len(each), len(targets), len(dtypes)))
     ]
 
 
@@ -277,7 +280,7 @@ def report(
         dtypes: Some of the keys of `DTYPES`.
         kernels: Beginnings of the names to compile; [""] for all.
         jobs: Processes that compile side by side.
-        is_sample: Whether one variant of each kernel per target and dtype will do.
+        is_sample: Whether every variant once, and every kernel with each target and each dtype, will do.
         override: Configuration to judge instead of the table's.
 
     Returns:
@@ -322,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per core"
     )
     parser.add_argument(
-        "--sample", action="store_true", help="one variant of each kernel per target and dtype, in turn"
+        "--sample", action="store_true", help="every variant once, every kernel with each target and dtype"
     )
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):

@@ -52,18 +52,18 @@ def parse(output):
     return rows, [dict(zip(kernel_heads, line.split(), strict=True)) for line in tables[1][1:]]
 
 
-def test_every_kernel_dtype_and_architecture_fits_the_budgets(clean_environment):
-    # `make aot` compiles the whole table; this takes one variant of each kernel per target and dtype.
+def test_every_variant_every_target_and_every_dtype_of_a_kernel_fits_the_budgets(clean_environment):
+    # `make aot` compiles the whole table.
     result = run([*MODULE, "--sample"], clean_environment)
     assert result.returncode == 0, result.stdout + result.stderr
     rows, kernels = parse(result.stdout)
     listed = variants(CONFIGS[("sm_90", torch.float32)], torch.float32, aot.VOCAB_SIZE)
-    functions = {each.kernel: each.name.partition("-")[0] for each in listed}
-    met = [(row["target"], row["dtype"], row["kernel"].partition("-")[0]) for row in rows]
-    wanted = itertools.product(aot.TARGETS, aot.DTYPES, functions.values())
-    assert sorted(met) == sorted(wanted)
-    # Taking them in turn meets every variant on some target.
+    names = {each.name.partition("-")[0] for each in listed}
     assert {row["kernel"] for row in rows} == {each.name for each in listed}
+    met = [(row["kernel"].partition("-")[0], row["target"], row["dtype"]) for row in rows]
+    assert {(kernel, target) for kernel, target, _ in met} == set(itertools.product(names, aot.TARGETS))
+    assert {(kernel, dtype) for kernel, _, dtype in met} == set(itertools.product(names, aot.DTYPES))
+    assert {(target, dtype) for _, target, dtype in met} == set(itertools.product(aot.TARGETS, aot.DTYPES))
     for row in rows:
         assert row["verdict"] == "ok"
         assert int(row["spills"]) == 0
@@ -72,7 +72,7 @@ def test_every_kernel_dtype_and_architecture_fits_the_budgets(clean_environment)
         assert int(row["shared"]) <= 16_384
         if "sweep" in row["kernel"] or "backward" in row["kernel"]:
             assert int(row["loads128"]) >= (1 if "alone" in row["kernel"] else 2)
-    assert {each["kernel"] for each in kernels} == set(functions.values())
+    assert {each["kernel"] for each in kernels} == names
     most = max(int(row["registers"]) for row in rows if row["kernel"].startswith("second_sweep"))
     assert [each["registers"] for each in kernels if each["kernel"] == "second_sweep"] == [str(most)]
 
