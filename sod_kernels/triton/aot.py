@@ -228,7 +228,7 @@ def _tasks(
     if not is_sample:
         return list(itertools.product(targets, dtypes, names))
     by_kernel = [list(each) for _, each in itertools.groupby(sorted(names), _kernel_of)]
-    # Turns of a kernel begin one target later than those of the kernel before, which pairs targets and dtypes.
+    # Each kernel begins one target later than the one before, so that targets and dtypes are paired too.
     return [
         (targets[(turn + shift) % len(targets)], dtypes[turn % len(dtypes)], each[turn % len(each)])
         for shift, each in enumerate(by_kernel)
