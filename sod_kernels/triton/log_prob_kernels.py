@@ -53,15 +53,16 @@ def finish_log_probs_kernel(
     scale = inverse_temperature * LOG2E
     entropy = tl.zeros((), tl.float64)
     lse = tl.zeros((), tl.float64)
-    saved_lse = tl.zeros((), tl.float64)
     if active:
         max_s, sum_s, sum_h = load_student(state_ptr, row, scale, 1, SPLITS)
         log2_s = log2_of_mass(sum_s)
         lse = finite_base(max_s) * inverse_temperature + log2_s * LN2
-        saved_lse = log_sum_exp(max_s, sum_s, log2_s, inverse_temperature)
+        # Stored here, as one more number alive at the end makes sm_100 spill.
+        tl.store(row_state_ptr + out * 2, log_sum_exp(max_s, sum_s, log2_s, inverse_temperature))
         entropy = (log2_s - sum_h / tl.where(sum_s == 0.0, 1.0, sum_s)) * LN2
+    else:
+        tl.store(row_state_ptr + out * 2, lse)
     tl.store(student_entropy_ptr + out, entropy)
-    tl.store(row_state_ptr + out * 2, saved_lse)
     tl.store(row_state_ptr + out * 2 + 1, entropy)
 
     student_row = row_start(student_ptr, row, rows_per_batch, stride_student_b, stride_student_t)
