@@ -9,12 +9,13 @@ from sod_kernels.alignment import AlignmentError, align_units
 from sod_kernels.functional import (
     TokenLogProbs,
     linear_step_kl,
+    linear_topk_step_kl,
     step_kl,
     token_log_probs,
     topk_step_kl,
 )
 from sod_kernels.linear.policy import PolicyGradient
-from sod_kernels.linear_module import LinearStepKLLoss
+from sod_kernels.linear_module import LinearStepKLLoss, LinearTopKStepKLLoss
 from sod_kernels.modules import StepKLLoss, TopKStepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.token_bytes import TokenBytes
@@ -31,6 +32,7 @@ __all__ = [
     "BackendStatus",
     "BackendUnavailableError",
     "LinearStepKLLoss",
+    "LinearTopKStepKLLoss",
     "PolicyGradient",
     "SampleCoverage",
     "SodWeighting",
@@ -48,6 +50,7 @@ __all__ = [
     "align_units",
     "backends",
     "linear_step_kl",
+    "linear_topk_step_kl",
     "sod_weights",
     "step_kl",
     "step_means",

@@ -1,7 +1,7 @@
 """A teacher known by a list of ids per token: the list as categories, and divergences over them.
 
-All of it is (..., K + 1) torch arithmetic in float64 that autograd differentiates: next to the one walk over
-the student's vocabulary it costs nothing.
+All of it is (..., K + 1) torch arithmetic in float64: next to the one walk over the student's vocabulary it
+costs nothing. Slopes are written out by hand, as a sweep that makes its gradients on the way needs them.
 """
 
 from __future__ import annotations
@@ -65,13 +65,28 @@ def read_teacher(log_probs: Tensor, ids: Tensor, is_active: Tensor, vocab_size: 
     is_again = torch.zeros_like(is_there)
     is_again[..., 1:] = ranked[..., 1:] == ranked[..., :-1]
     is_there = is_there & ~torch.zeros_like(is_there).scatter(-1, order, is_again)
-    return TeacherList(
-        log_probs=torch.where(is_there, values, 0.0),
-        ids=torch.where(is_there, ids, -1),
-        is_there=is_there,
-        tail=_log_tail(values, is_there, torch.finfo(log_probs.dtype).eps),
-        is_full=is_there.sum(-1) >= vocab_size,
+    return assemble(
+        torch.where(is_there, values, 0.0),
+        torch.where(is_there, ids, -1),
+        _log_tail(values, is_there, torch.finfo(log_probs.dtype).eps),
+        vocab_size=vocab_size,
     )
+
+
+def assemble(log_probs: Tensor, ids: Tensor, tail: Tensor, *, vocab_size: int) -> TeacherList:
+    """Put lists together from what cannot be worked out from the rest.
+
+    Args:
+        log_probs: (..., K) float64, 0 where there is no id.
+        ids: (..., K) int64, -1 where there is no id, each id once.
+        tail: (...) float64, log of the mass that is not in the list.
+        vocab_size: Number of valid columns.
+
+    Returns:
+        The lists.
+    """
+    is_there = ids >= 0
+    return TeacherList(log_probs, ids, is_there, tail, is_full=is_there.sum(-1) >= vocab_size)
 
 
 def _log_tail(log_probs: Tensor, is_there: Tensor, unit: float) -> Tensor:
@@ -84,17 +99,74 @@ def _log_tail(log_probs: Tensor, is_there: Tensor, unit: float) -> Tensor:
     return (1.0 - mass).clamp(min=unit).log()
 
 
-def make_categories(
-    student: Tensor, teacher: TeacherList, tail: str, unit: float
-) -> tuple[Categories, Tensor]:
-    """Bring both sides over the same categories.
+class ListDivergence(NamedTuple):
+    """A divergence of the student from the teacher's lists.
+
+    Attributes:
+        value: (...) float64, at least 0 except with tail "drop"; +inf where the definition says so.
+        slopes: (..., K) float64, its derivatives in the student's log-probabilities of the listed ids; 0
+            where there is no id, the student has no mass, or the value is infinite.
+    """
+
+    value: Tensor
+    slopes: Tensor
+
+
+def list_divergence(
+    student: Tensor, teacher: TeacherList, spec: DivergenceSpec, tail: str, unit: float
+) -> ListDivergence:
+    """Compare both sides over the teacher's categories.
 
     Args:
         student: (..., K) float64 log-probabilities of the teacher's ids.
         teacher: The lists.
+        spec: Divergence, beta and floor are read.
         tail: "bucket" adds everything else as one category, "renormalise" makes the ids the whole
             vocabulary, "drop" leaves the rest out.
         unit: Rounding unit of the student's numbers.
+
+    Returns:
+        Value and slopes, detached.
+    """
+    student = student.detach()
+    categories, is_void = _make_categories(student, teacher, tail, unit)
+    value, slopes = _divergence(categories, spec)
+    has_mass = teacher.is_there & (student != -torch.inf)
+    mass = torch.where(has_mass, student.exp(), 0.0)
+    if tail == "bucket":
+        rest = (1.0 - mass.sum(-1, keepdim=True)).clamp(min=unit)
+        # A tail that counts as the unit does not move.
+        of_rest = torch.where(rest > unit, slopes[..., -1:] / rest, 0.0)
+        slopes = slopes[..., :-1] - mass * of_rest
+    elif tail == "renormalise":
+        share = torch.where(has_mass, categories.log_p.exp(), 0.0)
+        slopes = slopes - share * slopes.sum(-1, keepdim=True)
+    if tail != "drop":
+        value = value.clamp(min=0.0)
+    value = torch.where(is_void, torch.inf, value)
+    slopes = torch.where(has_mass & (value != torch.inf)[..., None], slopes, 0.0)
+    return ListDivergence(value, slopes)
+
+
+def with_slopes(value: Tensor, slopes: Tensor, log_probs: Tensor) -> Tensor:
+    """Give a value the derivatives that were worked out for it.
+
+    Args:
+        value: (...) of a `ListDivergence`.
+        slopes: (..., K) likewise.
+        log_probs: (..., K) of which the slopes are the derivatives; with its graph.
+
+    Returns:
+        (...) of the same value, which autograd differentiates once.
+    """
+    moves = torch.where(log_probs.isfinite(), log_probs - log_probs.detach(), 0.0)
+    return value + (slopes * moves).sum(-1)
+
+
+def _make_categories(
+    student: Tensor, teacher: TeacherList, tail: str, unit: float
+) -> tuple[Categories, Tensor]:
+    """Bring both sides over the same categories.
 
     Returns:
         The categories, and (...) bool whether they are void: a side has no mass to renormalise.
@@ -120,65 +192,39 @@ def _renormalised(log_probs: Tensor, is_there: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities given that the token is in the list, and where the list has no mass at all."""
     listed = torch.where(is_there, log_probs, -torch.inf)
     has_none = (listed == -torch.inf).all(-1)
-    # The log-sum-exp of nothing has a NaN gradient, so nothing is replaced before it is taken.
     lse = torch.where(has_none[..., None], 0.0, listed).logsumexp(-1, keepdim=True)
     return torch.where(has_none[..., None], 0.0, log_probs - lse), has_none
 
 
-def divergence(categories: Categories, spec: DivergenceSpec) -> Tensor:
-    """Sum a divergence over the categories; +inf, without gradient, where the definition says so.
-
-    Args:
-        categories: Both sides.
-        spec: Divergence, beta and floor are read.
-
-    Returns:
-        (...) float64, not clamped.
-    """
+def _divergence(categories: Categories, spec: DivergenceSpec) -> tuple[Tensor, Tensor]:
+    """Sum over the categories, (...), +inf where the definition says so; slopes in log_p, (..., C)."""
     has_p = categories.is_there & (categories.log_p != -torch.inf)
     has_q = categories.is_there & (categories.log_q != -torch.inf)
-    # Where a side has no mass its logarithm is replaced before anything is differentiated through it.
+    # (-inf) - (-inf) is no number, so a logarithm without mass is replaced.
     log_p = torch.where(has_p, categories.log_p, 0.0)
     log_q = torch.where(has_q, categories.log_q, 0.0)
     p, q = torch.where(has_p, log_p.exp(), 0.0), torch.where(has_q, log_q.exp(), 0.0)
+    floor = spec.min_log_prob
     if spec.divergence == "jsd":
         weight_p, weight_q = math.log1p(-spec.beta), math.log(spec.beta)
         one_side = torch.where(has_p, log_p + weight_p, log_q + weight_q)
         both_sides = torch.logaddexp(log_p + weight_p, log_q + weight_q)
         mixture = torch.where(has_p & has_q, both_sides, one_side)
-        terms = (1.0 - spec.beta) * p * (log_p - mixture) + spec.beta * q * (log_q - mixture)
-        return terms.sum(-1)
+        of_student = (1.0 - spec.beta) * p * (log_p - mixture)
+        return (of_student + spec.beta * q * (log_q - mixture)).sum(-1), of_student
     if spec.divergence == "reverse_kl":
-        return _kl(p, log_p, log_q, has_p, has_q, spec.min_log_prob)
-    return _kl(q, log_q, log_p, has_q, has_p, spec.min_log_prob)
+        divisor = log_q if floor is None else torch.where(has_q, log_q.clamp(min=floor), floor)
+        terms = p * (log_p - divisor)
+        return _sum(terms, has_p & ~has_q, floor), terms + p
+    divisor = log_p if floor is None else torch.where(has_p, log_p.clamp(min=floor), floor)
+    moves = has_p if floor is None else has_p & (log_p > floor)
+    return _sum(q * (log_q - divisor), has_q & ~has_p, floor), torch.where(moves, -q, 0.0)
 
 
-def _kl(
-    mass: Tensor,
-    log_mass: Tensor,
-    log_other: Tensor,
-    has_mass: Tensor,
-    has_other: Tensor,
-    floor: float | None,
-) -> Tensor:
-    """Sum mass (log mass - log other), the other's logarithm at least the floor."""
-    if floor is not None:
-        divisor = torch.where(has_other, log_other.clamp(min=floor), floor)
-        return (mass * (log_mass - divisor)).sum(-1)
-    is_infinite = (has_mass & ~has_other).any(-1)
-    return torch.where(is_infinite, torch.inf, (mass * (log_mass - log_other)).sum(-1))
-
-
-def reported(value: Tensor) -> Tensor:
-    """Lift a rounding error below 0 to 0, and leave the gradient as it is.
-
-    Args:
-        value: (...) of a divergence that is never negative.
-
-    Returns:
-        (...) at least 0.
-    """
-    return value - value.detach().clamp(max=0.0)
+def _sum(terms: Tensor, is_infinite: Tensor, floor: float | None) -> Tensor:
+    """Add up the terms of a KL, which without a floor is infinite where the other side has no mass."""
+    total = terms.sum(-1)
+    return total if floor is not None else torch.where(is_infinite.any(-1), torch.inf, total)
 
 
 def is_listed(teacher: TeacherList, sampled_ids: Tensor) -> Tensor:

@@ -26,8 +26,17 @@ _BACKWARD = (
 )
 
 
-def _new_outputs(student_logits: Tensor, step_ids: Tensor, ids: Tensor) -> LogProbStats:
-    """Zeros of the shapes and dtypes that a backend returns."""
+def log_probs_outputs(student_logits: Tensor, step_ids: Tensor, ids: Tensor) -> LogProbStats:
+    """Make zeros of the shapes and dtypes that a backend returns.
+
+    Args:
+        student_logits: For the dtype.
+        step_ids: For the leading shape.
+        ids: For K.
+
+    Returns:
+        The zeros.
+    """
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     return LogProbStats(
         log_probs=step_ids.new_zeros(ids.shape, dtype=dtype),
@@ -40,13 +49,13 @@ def _run_forward(
     student_logits: Tensor, step_ids: Tensor, ids: Tensor, temperature: float, vocab_size: int, backend: str
 ) -> LogProbStats:
     if step_ids.numel() == 0:
-        return _new_outputs(student_logits, step_ids, ids)
+        return log_probs_outputs(student_logits, step_ids, ids)
     inputs = LogProbInputs(student_logits, step_ids, ids, temperature, vocab_size)
     return _dispatch.load(backend).log_probs_forward(inputs)
 
 
 def _fake_forward(student_logits: Tensor, step_ids: Tensor, ids: Tensor, *_options: Any) -> LogProbStats:
-    return _new_outputs(student_logits, step_ids, ids)
+    return log_probs_outputs(student_logits, step_ids, ids)
 
 
 def _run_backward(

@@ -3,62 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from sod_kernels import _categories
-from sod_kernels._checks import arguments, shards, values, weightings
+from sod_kernels._options_module import OptionsModule
 from sod_kernels.functional import step_kl, topk_step_kl
 from sod_kernels.types import StepKLOutput, StepStatistics
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_DEFAULTS = {
-    "divergence": "reverse_kl",
-    "beta": None,
-    "temperature": 1.0,
-    "vocab_size": None,
-    "min_log_prob": None,
-    "step_divergence": "kl",
-    "weighting": None,
-    "reduction": "token_mean",
-    "process_group": None,
-    "backend": "auto",
-    "tail": "bucket",
-}
 
-
-class _OptionsModule(nn.Module):
-    """Check options when a module is made, keep them, show those that are not the defaults."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        super().__init__()
-        name = type(self).__name__
-        kind, _ = arguments.check_divergence(
-            name, options["divergence"], options["beta"], options["temperature"], options["min_log_prob"]
-        )
-        arguments.check_options(name, options["step_divergence"], options["reduction"], options["backend"])
-        weightings.check_weighting(name, options["weighting"], may_be_tensor=False)
-        if options["vocab_size"] is not None:
-            values.check_count(name, "vocab_size", options["vocab_size"], at_least=1)
-        if options.get("process_group") is not None:
-            shards.check_group(name, options["process_group"])
-            shards.check_can_shard(name, kind, options["min_log_prob"])
-        self.options = options
-
-    def extra_repr(self) -> str:
-        """Show the options that differ from their defaults.
-
-        Returns:
-            Such as "divergence='jsd', beta=0.3".
-        """
-        shown = (pair for pair in self.options.items() if pair[1] != _DEFAULTS[pair[0]])
-        return ", ".join(f"{name}={value!r}" for name, value in shown)
-
-
-class StepKLLoss(_OptionsModule):
+class StepKLLoss(OptionsModule):
     """Hold the options of `step_kl`; the batch is the argument.
 
     It has no parameters. The options are checked when it is made, kept in `options` and shown by `print`.
@@ -97,20 +54,7 @@ class StepKLLoss(_OptionsModule):
             TypeError: If an option has the wrong type.
             ValueError: If an option has a wrong value.
         """
-        super().__init__(
-            {
-                "divergence": divergence,
-                "beta": beta,
-                "temperature": temperature,
-                "vocab_size": vocab_size,
-                "min_log_prob": min_log_prob,
-                "step_divergence": step_divergence,
-                "weighting": weighting,
-                "reduction": reduction,
-                "process_group": process_group,
-                "backend": backend,
-            }
-        )
+        super().__init__(locals())
 
     def forward(
         self,
@@ -158,7 +102,7 @@ class StepKLLoss(_OptionsModule):
         )
 
 
-class TopKStepKLLoss(_OptionsModule):
+class TopKStepKLLoss(OptionsModule):
     """Hold the options of `topk_step_kl`; the batch is the argument.
 
     It has no parameters. The options are checked when it is made, kept in `options` and shown by `print`.
@@ -176,6 +120,7 @@ class TopKStepKLLoss(_OptionsModule):
         step_divergence: str = "kl",
         weighting: Callable[[StepStatistics], Tensor] | None = None,
         reduction: str = "token_mean",
+        process_group: ProcessGroup | None = None,
         backend: str = "auto",
     ) -> None:
         """Take the options; each means what it does in `topk_step_kl`.
@@ -190,27 +135,14 @@ class TopKStepKLLoss(_OptionsModule):
             step_divergence: "kl" or "abs_log_ratio".
             weighting: As in `StepKLLoss`.
             reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            process_group: Of vocabulary-parallel logits, or None.
             backend: "auto", "reference", "native" or "triton".
 
         Raises:
             TypeError: If an option has the wrong type.
             ValueError: If an option has a wrong value.
         """
-        values.check_choice(type(self).__name__, "tail", tail, _categories.TAILS)
-        super().__init__(
-            {
-                "tail": tail,
-                "divergence": divergence,
-                "beta": beta,
-                "temperature": temperature,
-                "vocab_size": vocab_size,
-                "min_log_prob": min_log_prob,
-                "step_divergence": step_divergence,
-                "weighting": weighting,
-                "reduction": reduction,
-                "backend": backend,
-            }
-        )
+        super().__init__(locals())
 
     def forward(
         self,

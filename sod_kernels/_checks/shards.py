@@ -43,16 +43,16 @@ def check_group(function: str, group: Any) -> None:
 
 
 def check_shard_widths(
-    function: str, student_logits: Tensor, others: dict[str, Tensor], vocab_size: Any, num_shards: int
+    function: str, widths: dict[str, int], vocab_size: Any, num_shards: int, *, unit: str = "columns"
 ) -> int:
     """Check that this rank's shards are of one width, and how many columns are valid over all ranks.
 
     Args:
         function: Name for the message.
-        student_logits: (..., V / R), checked by itself.
-        others: Argument name to logits, likewise.
+        widths: Argument name to its share of the vocabulary, the student's first.
         vocab_size: Valid columns of the whole vocabulary, None for all.
         num_shards: Number of ranks R.
+        unit: What the vocabulary is counted in, for the message.
 
     Returns:
         Valid columns of the whole vocabulary.
@@ -61,13 +61,12 @@ def check_shard_widths(
         TypeError: If `vocab_size` is no integer.
         ValueError: For unequal widths or too large a vocabulary.
     """
-    width = student_logits.shape[-1]
-    for name, logits in others.items():
-        if logits.shape[-1] != width:
+    first, width = next(iter(widths.items()))
+    for name, other in widths.items():
+        if other != width:
             raise ValueError(
-                f"{function}: student_logits has {width} columns and {name} {logits.shape[-1]} of the same "
-                "shard; wanted equal widths. Shard both vocabularies alike, padded to one size, and give "
-                "vocab_size=."
+                f"{function}: {first} has {width} {unit} and {name} {other} of the same shard; wanted equal "
+                "widths. Shard both vocabularies alike, padded to one size, and give vocab_size=."
             )
     total = width * num_shards
     if vocab_size is None:
@@ -75,39 +74,22 @@ def check_shard_widths(
     check_count(function, "vocab_size", vocab_size, at_least=1)
     if vocab_size > total:
         raise ValueError(
-            f"{function}: vocab_size={vocab_size}; wanted at most {total}, the columns of all {num_shards} "
+            f"{function}: vocab_size={vocab_size}; wanted at most {total}, the {unit} of all {num_shards} "
             "shards."
         )
     return int(vocab_size)
 
 
-def check_can_shard(function: str, divergence: str, min_log_prob: float | None) -> None:
-    """Refuse what cannot be merged from one walk over each shard.
-
-    Args:
-        function: Name for the message.
-        divergence: As a backend takes it.
-        min_log_prob: Floor or None.
-
-    Raises:
-        ValueError: For "jsd" or a floor.
-    """
-    if divergence == "jsd" or min_log_prob is not None:
-        what = "divergence='jsd'" if divergence == "jsd" else f"min_log_prob={min_log_prob!r}"
-        raise ValueError(
-            f"{function}: {what} with process_group=, where no rank knows the whole row's normaliser while "
-            "it walks over its shard. Use 'reverse_kl' or 'forward_kl' without min_log_prob, or gather the "
-            "logits."
-        )
-
-
-def check_ranks_agree(function: str, student_logits: Tensor, group: dist.ProcessGroup) -> None:
+def check_ranks_agree(
+    function: str, student_logits: Tensor, group: dist.ProcessGroup, *, got: str = "student_logits has shape"
+) -> None:
     """Refuse shards whose shapes differ between ranks; on the CPU only, by a small exchange.
 
     Args:
         function: Name for the message.
-        student_logits: (..., V / R).
+        student_logits: (..., V / R); only the shape is looked at.
         group: All ranks.
+        got: How the message begins.
 
     Raises:
         ValueError: On every rank, if one holds another shape.
@@ -122,7 +104,7 @@ def check_ranks_agree(function: str, student_logits: Tensor, group: dist.Process
         if not torch.equal(other, shapes[0]):
             first, odd = ([size for size in each.tolist() if size >= 0] for each in (shapes[0], other))
             raise ValueError(
-                f"{function}: student_logits has shape {tuple(first)} on rank 0 of process_group and "
+                f"{function}: {got} {tuple(first)} on rank 0 of process_group and "
                 f"{tuple(odd)} on rank {rank}; wanted the same rows and equal shards of the vocabulary. Pad "
                 "the vocabulary to a multiple of the number of ranks and give vocab_size=."
             )

@@ -13,29 +13,28 @@ from sod_kernels._checks.values import FLOAT_DTYPES, INTEGER_DTYPES, can_look, c
 _MOST_MASS = 1.02
 
 
-def check_teacher_list(
-    function: str, teacher_log_probs: Any, teacher_ids: Any, student_logits: Tensor
-) -> None:
+def check_teacher_list(function: str, teacher_log_probs: Any, teacher_ids: Any, **student: Tensor) -> None:
     """Check shapes, dtypes and devices of the teacher's lists.
 
     Args:
         function: Name for the message.
         teacher_log_probs: (N, K) or (B, T, K) floating.
         teacher_ids: Same shape, integer.
-        student_logits: For the leading shape and the device.
+        **student: Logits or hidden states, by their name, for the leading shape and the device.
 
     Raises:
         TypeError: For a wrong type or dtype.
         ValueError: For a wrong shape or device.
     """
-    leading, device = tuple(student_logits.shape[:-1]), student_logits.device
+    ((name, like),) = student.items()
+    leading, device = tuple(like.shape[:-1]), like.device
     check_tensor(function, "teacher_log_probs", teacher_log_probs, dtypes=FLOAT_DTYPES, device=device)
     shape = tuple(teacher_log_probs.shape)
     if shape[:-1] != leading or len(shape) != len(leading) + 1 or shape[-1] == 0:
         wanted = ", ".join(str(size) for size in leading)
         raise ValueError(
             f"{function}: teacher_log_probs has shape {shape}; wanted ({wanted}, K) with K of at least 1, "
-            "the leading shape of student_logits and one entry per listed id."
+            f"the leading shape of {name} and one entry per listed id."
         )
     check_tensor(function, "teacher_ids", teacher_ids, shape=shape, dtypes=INTEGER_DTYPES, device=device)
 

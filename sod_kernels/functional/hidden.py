@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from sod_kernels import _dispatch
-from sod_kernels._checks import arguments, weightings
 from sod_kernels._checks import hidden as checks
-from sod_kernels._layout import StepLayout, resolve_layout
+from sod_kernels.functional.chunked import ChunkOptions, resolve_heads, resolve_steps, run
+from sod_kernels.functional.options import Options, Weighting
 from sod_kernels.linear.heads import Head
-from sod_kernels.linear.inputs import LinearInputs, LinearOptions
-from sod_kernels.linear.modes import (
-    Batch,
-    Loss,
-    Weighting,
-    is_known_in_time,
-    optional_float,
-    run_double,
-    run_single,
-)
 from sod_kernels.linear.policy import PolicyGradient
-from sod_kernels.linear.rows import to_device
-from sod_kernels.types import DivergenceSpec, StepKLOutput
+from sod_kernels.types import StepKLOutput
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _NAME = "linear_step_kl"
 
@@ -64,6 +56,7 @@ def linear_step_kl(
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> StepKLOutput:
     r"""Compute `step_kl` from hidden states and output heads, without holding the logits of the batch.
@@ -130,6 +123,12 @@ def linear_step_kl(
         token_weights: As in `step_kl`.
         reduction: As in `step_kl`; "none" only without a single sweep.
         denominator: As in `step_kl`.
+        process_group: For vocabulary-parallel heads: ranks that hold the same hidden states and equal shards
+            of the rows of every weight and bias, rank r those from r V / R on. Everything else is the same on
+            every rank, and so is the output; `vocab_size` and `sampled_ids` count in the whole vocabulary.
+            Gradients of weight and bias are those of the rank's rows; that of the hidden states is added up
+            over the ranks, so every rank must want the same ones. Besides it the numbers per token of
+            `step_kl` are exchanged, once per chunk.
         backend: As in `step_kl`: what runs on the chunks' logits.
 
     Returns:
@@ -143,6 +142,27 @@ def linear_step_kl(
     Source:
         SOD, arXiv 2605.07725, equations (3) to (9); the single sweep is derived in docs/math.md.
     """
+    options = Options(
+        function=_NAME,
+        divergence=divergence,
+        beta=beta,
+        temperature=temperature,
+        min_log_prob=min_log_prob,
+        step_divergence=step_divergence,
+        weighting=weighting,
+        token_weights=token_weights,
+        reduction=reduction,
+        denominator=denominator,
+        backend=backend,
+    )
+    chunks = ChunkOptions(
+        policy_gradient=policy_gradient,
+        kl_coefficient=kl_coefficient,
+        entropy_coefficient=entropy_coefficient,
+        single_sweep=single_sweep,
+        chunk_size=chunk_size,
+    )
+    chunks.check(options)
     heads = {
         "student": Head(student_hidden, student_weight, student_bias, student_logit_scale, student_softcap),
         "teacher": Head(teacher_hidden, teacher_weight, teacher_bias, teacher_logit_scale, teacher_softcap),
@@ -154,118 +174,14 @@ def linear_step_kl(
         heads["reference"] = Head(
             reference_hidden, reference_weight, reference_bias, reference_logit_scale, reference_softcap
         )
-    width = checks.check_heads(_NAME, heads, vocab_size)
-    kind, mixture = arguments.check_divergence(_NAME, divergence, beta, temperature, min_log_prob)
-    arguments.check_options(_NAME, step_divergence, reduction, backend)
-    checks.check_mode(_NAME, single_sweep, reduction, chunk_size)
-    checks.check_coefficients(_NAME, kl_coefficient, entropy_coefficient)
-    layout, ids = _layout(student_hidden, step_ids, response_mask, step_trajectory, num_steps, weighting)
-    arguments.check_sampled_ids(_NAME, sampled_ids, ids, vocab_size=width, step_divergence=step_divergence)
-    arguments.check_loss_arguments(_NAME, token_weights, denominator, reduction=reduction, like=ids)
-    checks.check_policy(_NAME, policy_gradient, PolicyGradient, sampled_ids, ids)
-    spec = DivergenceSpec(
-        divergence=kind, beta=mixture, temperature=temperature, vocab_size=width, min_log_prob=min_log_prob
-    )
-    batch = _batch(heads, layout, ids, sampled_ids, spec, chunk_size, backend)
-    loss = Loss(
-        policy_gradient,
-        float(kl_coefficient),
-        float(entropy_coefficient),
-        step_divergence,
-        weighting,
-        token_weights,
-        reduction,
-        _scalar(denominator, batch),
-    )
-    if single_sweep and is_known_in_time(weighting):
-        return run_single(batch, loss)
-    return run_double(batch, loss, is_detached=single_sweep)
-
-
-def _scalar(denominator: float | Tensor | None, batch: Batch) -> Tensor | None:
-    device = batch.ids.device
-    if denominator is None:
-        return None
-    if isinstance(denominator, Tensor):
-        return to_device(denominator.detach(), device)
-    return torch.full((), denominator, dtype=batch.inputs.dtype, device=device)
-
-
-def _layout(
-    hidden: Tensor,
-    step_ids: Tensor | None,
-    response_mask: Tensor | None,
-    step_trajectory: Tensor | None,
-    num_steps: int | None,
-    weighting: Weighting,
-) -> tuple[StepLayout, Tensor]:
-    """Steps where they were given (or on the CPU), and their ids where the hidden states are."""
-    weightings.check_weighting(_NAME, weighting, may_be_tensor=True)
-    given = step_ids if step_ids is not None else response_mask
-    is_on_host = not isinstance(given, Tensor) or given.device.type == "cpu"
-    # Stands for logits of the batch, of which only leading shape and device are looked at.
-    like = torch.empty((), device="cpu" if is_on_host else hidden.device).expand(hidden.shape)
-    layout = resolve_layout(
-        _NAME,
-        like,
+    shard = resolve_heads(_NAME, heads, vocab_size, process_group)
+    steps = resolve_steps(
+        options,
+        student_hidden,
         step_ids=step_ids,
         response_mask=response_mask,
         step_trajectory=step_trajectory,
         num_steps=num_steps,
-        weighting=weighting,
     )
-    checks.check_may_plan(_NAME, layout.step_ids)
-    return layout, to_device(layout.step_ids, hidden.device)
-
-
-def _batch(
-    heads: dict[str, Head],
-    layout: StepLayout,
-    ids: Tensor,
-    sampled_ids: Tensor | None,
-    spec: DivergenceSpec,
-    chunk_size: int | None,
-    backend: str,
-) -> Batch:
-    """Flatten the leading shape, cut everybody but the student off the graph, choose the backend."""
-    flat = {
-        name: head._replace(hidden=head.hidden.reshape(-1, head.hidden.shape[-1]))
-        for name, head in heads.items()
-    }
-    student, teacher = flat["student"], _detached(flat["teacher"])
-    reference = _detached(flat["reference"]) if "reference" in flat else None
-    inputs = LinearInputs(
-        student_hidden=student.hidden,
-        student_weight=student.weight,
-        student_bias=student.bias,
-        teacher_hidden=teacher.hidden,
-        teacher_weight=teacher.weight,
-        teacher_bias=teacher.bias,
-        reference_hidden=None if reference is None else reference.hidden,
-        reference_weight=None if reference is None else reference.weight,
-        reference_bias=None if reference is None else reference.bias,
-        step_ids=layout.step_ids.reshape(-1),
-        sampled_ids=None if sampled_ids is None else sampled_ids.detach().to(torch.int64).reshape(-1),
-    )
-    options = LinearOptions(
-        num_steps=layout.num_steps,
-        student_scale=float(student.scale),
-        teacher_scale=float(teacher.scale),
-        reference_scale=1.0 if reference is None else float(reference.scale),
-        student_softcap=optional_float(student.softcap),
-        teacher_softcap=optional_float(teacher.softcap),
-        reference_softcap=None if reference is None else optional_float(reference.softcap),
-        divergence=spec.divergence,
-        beta=float(spec.beta),
-        temperature=float(spec.temperature),
-        vocab_size=spec.vocab_size,
-        min_log_prob=optional_float(spec.min_log_prob),
-        chunk_size=chunk_size or 0,
-        backend=_dispatch.resolve(backend, ids.device.type, inputs.dtype, function=_NAME),
-    )
-    return Batch(inputs, options, ids, to_device(layout.trajectory, ids.device), layout.trajectory)
-
-
-def _detached(head: Head) -> Head:
-    bias = None if head.bias is None else head.bias.detach()
-    return head._replace(hidden=head.hidden.detach(), weight=head.weight.detach(), bias=bias)
+    options.check_tokens(steps.ids, sampled_ids, vocab_size=shard.vocab_size)
+    return run(options, chunks, heads, steps, sampled_ids, shard)

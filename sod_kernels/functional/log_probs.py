@@ -7,14 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sod_kernels import _dispatch, _log_prob_ops
+from sod_kernels import _dispatch, _log_prob_ops, _parallel_log_probs
 from sod_kernels._checks import arguments
 from sod_kernels._checks.values import SIGNED_DTYPES, check_ids, check_number, check_tensor
 from sod_kernels._layout import with_unit_stride
+from sod_kernels._parallel import Shard
 from sod_kernels.types import LogProbStats
 
 _NAME = "token_log_probs"
 _FORWARD = _log_prob_ops.log_probs_forward
+_SHARDED_FORWARD = _parallel_log_probs.log_probs_sharded_forward
 
 
 class TokenLogProbs(NamedTuple):
@@ -74,7 +76,8 @@ def token_log_probs(
     check_ids(_NAME, "ids", torch.where(wanted < 0, -1, wanted), low=-1, high=width)
     name = _dispatch.resolve(backend, student_logits.device.type, student_logits.dtype, function=_NAME)
     steps = torch.zeros(leading, dtype=torch.int64, device=ids.device)
-    stats = sweep(student_logits, steps, wanted, temperature=temperature, vocab_size=width, backend=name)
+    shard = Shard(first=0, width=width, vocab_size=width, group=None)
+    stats = sweep(student_logits, steps, wanted, temperature=temperature, shard=shard, backend=name)
     log_probs = stats.log_probs.squeeze(-1) if is_single else stats.log_probs
     return TokenLogProbs(log_probs=log_probs, entropy=stats.student_entropy)
 
@@ -85,7 +88,7 @@ def sweep(
     ids: Tensor,
     *,
     temperature: float,
-    vocab_size: int,
+    shard: Shard,
     backend: str,
 ) -> LogProbStats:
     """Run the forward op, which takes (B, T, V): packed tokens go in as one row and come out as they were.
@@ -95,15 +98,18 @@ def sweep(
         step_ids: Leading shape, int64, -1 where nothing is read.
         ids: Leading shape and K, int64.
         temperature: Divides the logits.
-        vocab_size: Valid columns.
+        shard: The columns that the logits are; ids count in the whole vocabulary.
         backend: Resolved name.
 
     Returns:
         In the leading shape.
     """
-    tensors = (with_unit_stride(student_logits), step_ids, ids.contiguous())
-    if step_ids.dim() == 2:
-        return LogProbStats(*_FORWARD(*tensors, float(temperature), vocab_size, backend))
-    batched = (each.unsqueeze(0) for each in tensors)
-    outputs = _FORWARD(*batched, float(temperature), vocab_size, backend)
-    return LogProbStats._make(each.squeeze(0) for each in outputs)
+    is_packed = step_ids.dim() == 1
+    given = (with_unit_stride(student_logits), step_ids, ids.contiguous())
+    tensors = [each.unsqueeze(0) if is_packed else each for each in given]
+    if shard.group is None:
+        outputs = _FORWARD(*tensors, float(temperature), shard.width, backend)
+    else:
+        options = (float(temperature), shard.width, shard.first, backend, shard.group)
+        outputs = _SHARDED_FORWARD(*tensors, *options)
+    return LogProbStats._make(each.squeeze(0) if is_packed else each for each in outputs)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sod_kernels import _autograd, _dispatch, _parallel
-from sod_kernels._checks import arguments, shards, weightings
+from sod_kernels import _autograd, _parallel
 from sod_kernels._layout import resolve_layout, with_unit_stride
+from sod_kernels.functional.options import Options, Weighting
 from sod_kernels.functional.output import finish
-from sod_kernels.types import DivergenceSpec, StepKLOutput, StepStatistics, TokenInputs, TokenStats
+from sod_kernels.types import DivergenceSpec, StepKLOutput, TokenInputs, TokenStats
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,7 +36,7 @@ def step_kl(
     vocab_size: int | None = None,
     min_log_prob: float | None = None,
     step_divergence: str = "kl",
-    weighting: Tensor | Callable[[StepStatistics], Tensor] | None = None,
+    weighting: Weighting = None,
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
@@ -99,7 +98,8 @@ def step_kl(
             columns, rank r those from r V / R on. Everything but the logits is the same on every rank, and
             so is everything in the output; `vocab_size` and `sampled_ids` count in the whole vocabulary. Ten
             numbers per token are exchanged forward and nothing backward, so each rank must go back with the
-            same upstream gradients. Not for "jsd" and `min_log_prob`.
+            same upstream gradients. "jsd" and `min_log_prob` cost one more walk over the shard, in plain
+            torch, and three more numbers.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -113,15 +113,24 @@ def step_kl(
     Source:
         SOD, arXiv 2605.07725, equations (5) to (9); gradients in docs/math.md.
     """
+    options = Options(
+        function=_NAME,
+        divergence=divergence,
+        beta=beta,
+        temperature=temperature,
+        min_log_prob=min_log_prob,
+        step_divergence=step_divergence,
+        weighting=weighting,
+        token_weights=token_weights,
+        reduction=reduction,
+        denominator=denominator,
+        backend=backend,
+    )
     others = {"teacher_logits": teacher_logits}
     if reference_logits is not None:
         others["reference_logits"] = reference_logits
-    shard = _shard(student_logits, others, vocab_size, process_group)
-    kind, weight = arguments.check_divergence(_NAME, divergence, beta, temperature, min_log_prob)
-    if shard.group is not None:
-        shards.check_can_shard(_NAME, kind, min_log_prob)
-    arguments.check_options(_NAME, step_divergence, reduction, backend)
-    weightings.check_weighting(_NAME, weighting, may_be_tensor=True)
+    shard = _parallel.resolve_shard(_NAME, student_logits, others, vocab_size, process_group)
+    spec = options.spec(shard.width)
     layout = resolve_layout(
         _NAME,
         student_logits,
@@ -132,48 +141,18 @@ def step_kl(
         weighting=weighting,
     )
     ids = layout.step_ids
-    arguments.check_sampled_ids(
-        _NAME, sampled_ids, ids, vocab_size=shard.vocab_size, step_divergence=step_divergence
-    )
-    arguments.check_loss_arguments(_NAME, token_weights, denominator, reduction=reduction, like=ids)
-    backend_name = _dispatch.resolve(backend, student_logits.device.type, student_logits.dtype)
-    spec = DivergenceSpec(
-        divergence=kind,
-        beta=weight,
-        temperature=temperature,
-        vocab_size=shard.width,
-        min_log_prob=min_log_prob,
-    )
+    options.check_tokens(ids, sampled_ids, vocab_size=shard.vocab_size)
+    backend_name = options.resolve_backend(student_logits, student_logits.dtype)
     sampled = None if sampled_ids is None else _parallel.local_ids(sampled_ids, shard)
     inputs = TokenInputs(student_logits, teacher_logits, reference_logits, ids, sampled)
-    stats = _sweep(inputs, layout.num_steps, spec, backend_name, shard.group)
     return finish(
-        _NAME,
-        stats,
+        _sweep(inputs, layout.num_steps, spec, backend_name, shard.group),
         layout,
+        options,
         has_sampled=sampled_ids is not None,
         has_reference=reference_logits is not None,
-        step_divergence=step_divergence,
-        weighting=weighting,
-        token_weights=token_weights,
-        reduction=reduction,
-        denominator=denominator,
         backend=backend_name,
     )
-
-
-def _shard(
-    student_logits: Tensor,
-    others: dict[str, Tensor],
-    vocab_size: int | None,
-    process_group: ProcessGroup | None,
-) -> _parallel.Shard:
-    """Check the logits; without a process group this process holds all columns."""
-    if process_group is None:
-        width = arguments.check_logits(_NAME, student_logits, others, vocab_size)
-        return _parallel.Shard(first=0, width=width, vocab_size=width, group=None)
-    arguments.check_logits(_NAME, student_logits, others, 1)
-    return _parallel.resolve_shard(_NAME, student_logits, others, vocab_size, process_group)
 
 
 def _sweep(

@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from sod_kernels._layout import StepLayout
 from sod_kernels._reduction import reduce_loss, reference_weights, step_weights
+from sod_kernels.functional.options import Options
 from sod_kernels.types import StepKLOutput, StepStatistics, TokenStats
 
 
 def finish(
-    function: str,
     stats: TokenStats,
     layout: StepLayout,
+    options: Options,
     *,
     has_sampled: bool,
     has_reference: bool,
-    step_divergence: str,
-    weighting: Tensor | Callable[[StepStatistics], Tensor] | None,
-    token_weights: Tensor | None,
-    reduction: str,
-    denominator: float | Tensor | None,
     backend: str,
 ) -> StepKLOutput:
     """Weigh, reduce and name.
 
     Args:
-        function: Name for messages.
         stats: Of a forward sweep, in the caller's leading shape.
         layout: Which token is in which step.
+        options: As the caller chose.
         has_sampled: Whether sampled ids were given.
         has_reference: Whether a reference was given.
-        step_divergence: As in `step_kl`, like all below.
-        weighting: Step weights.
-        token_weights: Weight of each token.
-        reduction: One of the five names.
-        denominator: In place of the last division of a mean.
         backend: That ran.
 
     Returns:
         The output.
     """
-    statistics = step_statistics(stats, layout.trajectory, step_divergence, has_sampled=has_sampled)
-    weights = step_weights(function, weighting, statistics)
+    statistics = step_statistics(stats, layout.trajectory, options.step_divergence, has_sampled=has_sampled)
+    weights = step_weights(options.function, options.weighting, statistics)
     terms = [(stats.token_kl, weights)]
     if has_reference:
         terms.append((stats.token_reference_kl, reference_weights(weights)))
@@ -52,9 +41,9 @@ def finish(
         terms,
         layout.step_ids,
         statistics,
-        token_weights=token_weights,
-        reduction=reduction,
-        denominator=denominator,
+        token_weights=options.token_weights,
+        reduction=options.reduction,
+        denominator=options.denominator,
     )
     return make_output(
         loss, stats, statistics, weights, backend, has_sampled=has_sampled, has_reference=has_reference

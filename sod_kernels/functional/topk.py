@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sod_kernels import _categories, _dispatch
-from sod_kernels._checks import arguments, topk, weightings
+from sod_kernels import _categories, _parallel
+from sod_kernels._checks import topk
 from sod_kernels._checks.values import check_choice
-from sod_kernels._layout import StepLayout, resolve_layout
+from sod_kernels._layout import resolve_layout
+from sod_kernels._list_sweeps import list_stats
 from sod_kernels.functional.log_probs import sweep
+from sod_kernels.functional.options import Options, Weighting
 from sod_kernels.functional.output import finish
-from sod_kernels.segments import step_sums
-from sod_kernels.types import DivergenceSpec, StepKLOutput, StepStatistics, TokenStats
+from sod_kernels.types import StepKLOutput
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _NAME = "topk_step_kl"
 
@@ -37,10 +40,11 @@ def topk_step_kl(
     vocab_size: int | None = None,
     min_log_prob: float | None = None,
     step_divergence: str = "kl",
-    weighting: Tensor | Callable[[StepStatistics], Tensor] | None = None,
+    weighting: Weighting = None,
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> StepKLOutput:
     r"""Compute `step_kl` against a teacher that gave log-probabilities of K ids per token only.
@@ -85,6 +89,9 @@ def topk_step_kl(
         token_weights: Weight of each token.
         reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
         denominator: In place of the last division of a mean.
+        process_group: For vocabulary-parallel logits of the student, as in `step_kl`. The lists are the same
+            on every rank and their ids count in the whole vocabulary; K + 3 numbers per token are exchanged
+            forward and nothing backward.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -98,12 +105,23 @@ def topk_step_kl(
     Source:
         Own derivation, docs/math.md: coarse-graining both sides by the same partition.
     """
-    width = arguments.check_logits(_NAME, student_logits, {}, vocab_size)
-    topk.check_teacher_list(_NAME, teacher_log_probs, teacher_ids, student_logits)
+    options = Options(
+        function=_NAME,
+        divergence=divergence,
+        beta=beta,
+        temperature=temperature,
+        min_log_prob=min_log_prob,
+        step_divergence=step_divergence,
+        weighting=weighting,
+        token_weights=token_weights,
+        reduction=reduction,
+        denominator=denominator,
+        backend=backend,
+    )
     check_choice(_NAME, "tail", tail, _categories.TAILS)
-    kind, weight = arguments.check_divergence(_NAME, divergence, beta, temperature, min_log_prob)
-    arguments.check_options(_NAME, step_divergence, reduction, backend)
-    weightings.check_weighting(_NAME, weighting, may_be_tensor=True)
+    shard = _parallel.resolve_shard(_NAME, student_logits, {}, vocab_size, process_group)
+    width = shard.vocab_size
+    topk.check_teacher_list(_NAME, teacher_log_probs, teacher_ids, student_logits=student_logits)
     layout = resolve_layout(
         _NAME,
         student_logits,
@@ -114,87 +132,61 @@ def topk_step_kl(
         weighting=weighting,
     )
     ids = layout.step_ids
-    arguments.check_sampled_ids(_NAME, sampled_ids, ids, vocab_size=width, step_divergence=step_divergence)
-    arguments.check_loss_arguments(_NAME, token_weights, denominator, reduction=reduction, like=ids)
-    backend_name = _dispatch.resolve(
-        backend, student_logits.device.type, student_logits.dtype, function=_NAME
-    )
-    spec = DivergenceSpec(
-        divergence=kind, beta=weight, temperature=temperature, vocab_size=width, min_log_prob=min_log_prob
-    )
-    teacher = _read_teacher(teacher_log_probs, teacher_ids, ids, width)
+    options.check_tokens(ids, sampled_ids, vocab_size=width)
+    backend_name = options.resolve_backend(student_logits, student_logits.dtype)
     sampled = None if sampled_ids is None else sampled_ids.detach().to(torch.int64)
-    if sampled is not None and step_divergence == "abs_log_ratio":
-        topk.check_sampled_are_listed(_NAME, sampled, _categories.is_listed(teacher, sampled), ids >= 0)
-    inputs = _Inputs(student_logits, teacher, sampled, layout)
+    teacher = read_lists(options, teacher_log_probs, teacher_ids, ids, sampled, vocab_size=width)
+    swept = sweep(
+        student_logits,
+        ids,
+        # The sampled token goes along as one more id.
+        teacher.ids if sampled is None else torch.cat((teacher.ids, sampled[..., None]), -1),
+        temperature=temperature,
+        shard=shard,
+        backend=backend_name,
+    )
+    stats, _ = list_stats(swept, teacher, sampled, ids, layout.num_steps, options.spec(width), tail=tail)
     return finish(
-        _NAME,
-        _token_stats(inputs, spec, tail, backend_name),
+        stats,
         layout,
+        options,
         has_sampled=sampled is not None,
         has_reference=False,
-        step_divergence=step_divergence,
-        weighting=weighting,
-        token_weights=token_weights,
-        reduction=reduction,
-        denominator=denominator,
         backend=backend_name,
     )
 
 
-class _Inputs(NamedTuple):
-    """What the token statistics are made from, checked."""
+def read_lists(
+    options: Options,
+    log_probs: Tensor,
+    ids: Tensor,
+    step_ids: Tensor,
+    sampled_ids: Tensor | None,
+    *,
+    vocab_size: int,
+) -> _categories.TeacherList:
+    """Read what a teacher gave, and refuse what it cannot have meant.
 
-    student_logits: Tensor
-    teacher: _categories.TeacherList
-    sampled_ids: Tensor | None
-    layout: StepLayout
+    Args:
+        options: Function and step divergence are read.
+        log_probs: (..., K) floating, checked for shape and dtype.
+        ids: (..., K) integer, likewise.
+        step_ids: (...) int64, -1 in no step.
+        sampled_ids: (...) int64 or None.
+        vocab_size: Number of valid columns.
 
+    Returns:
+        The lists.
 
-def _read_teacher(log_probs: Tensor, ids: Tensor, step_ids: Tensor, width: int) -> _categories.TeacherList:
+    Raises:
+        ValueError: If an id or a log-probability is out of range, or a sampled token is missing that is
+            needed; on other devices than the CPU ids fail a device-side assertion.
+    """
     is_active = step_ids >= 0
-    topk.check_teacher_ids(_NAME, ids, is_active, width)
-    teacher = _categories.read_teacher(log_probs, ids, is_active, width)
-    topk.check_teacher_mass(_NAME, teacher.log_probs, teacher.is_there)
+    topk.check_teacher_ids(options.function, ids, is_active, vocab_size)
+    teacher = _categories.read_teacher(log_probs, ids, is_active, vocab_size)
+    topk.check_teacher_mass(options.function, teacher.log_probs, teacher.is_there)
+    if sampled_ids is not None and options.step_divergence == "abs_log_ratio":
+        is_listed = _categories.is_listed(teacher, sampled_ids)
+        topk.check_sampled_are_listed(options.function, sampled_ids, is_listed, is_active)
     return teacher
-
-
-def _token_stats(inputs: _Inputs, spec: DivergenceSpec, tail: str, backend: str) -> TokenStats:
-    """Run the sweep and everything that comes after it per token, in the caller's leading shape."""
-    teacher, sampled, step_ids = inputs.teacher, inputs.sampled_ids, inputs.layout.step_ids
-    # The sampled token goes along as one more id.
-    ids = teacher.ids if sampled is None else torch.cat((teacher.ids, sampled[..., None]), -1)
-    swept = sweep(
-        inputs.student_logits,
-        step_ids,
-        ids,
-        temperature=spec.temperature,
-        vocab_size=spec.vocab_size,
-        backend=backend,
-    )
-    dtype, num_ids = swept.log_probs.dtype, teacher.ids.shape[-1]
-    categories, is_void = _categories.make_categories(
-        swept.log_probs[..., :num_ids].double(), teacher, tail, torch.finfo(dtype).eps
-    )
-    value = _categories.divergence(categories, spec)
-    value = value if tail == "drop" else _categories.reported(value)
-    token_kl = torch.where(is_void, torch.inf, value).to(dtype)
-    log_probs = teacher_log_probs = token_kl.new_empty(0)
-    if sampled is not None:
-        log_probs = swept.log_probs[..., num_ids]
-        teacher_log_probs = _categories.teacher_log_probs(teacher, sampled, spec).to(dtype)
-    return TokenStats(
-        token_kl=token_kl,
-        token_reference_kl=token_kl.new_empty(0),
-        student_log_probs=log_probs,
-        teacher_log_probs=teacher_log_probs,
-        student_entropy=swept.student_entropy,
-        row_state=swept.row_state,
-        step_sums=step_sums(
-            token_kl,
-            swept.student_entropy,
-            None if sampled is None else (log_probs, teacher_log_probs),
-            step_ids,
-            inputs.layout.num_steps,
-        ),
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sod_kernels import _collectives
 from sod_kernels.linear.heads import HeadGradients, Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions
 from sod_kernels.linear.sweep import ChunkSweep, TokenLedger
@@ -22,7 +23,7 @@ def run_forward(inputs: LinearInputs, options: LinearOptions) -> TokenStats:
         options: Numbers and names of the sweep.
 
     Returns:
-        (N,) token tensors, the (N, 7) row state and the (S, 5) sums.
+        (N,) token tensors, the row state and the (S, 5) sums.
     """
     sweep = ChunkSweep(inputs, options)
     ledger = TokenLedger(sweep, has_row_state=True)
@@ -40,7 +41,7 @@ def run_backward(
         upstream: (N,) gradients of the differentiable outputs.
         inputs: As in `run_forward`.
         options: As in `run_forward`.
-        row_state: (N, 7) from `run_forward`.
+        row_state: From `run_forward`.
         wanted: Which gradients are asked for.
 
     Returns:
@@ -62,6 +63,9 @@ def run_backward(
         total = sums.add(grad, sweep.student_hidden(chunk))
         if of_hidden is not None and total is not None:
             sweep.rows.add(of_hidden, total, chunk.begin)
+    if of_hidden is not None and options.group is not None:
+        # Each rank has gone back through its own rows of the head.
+        _collectives.add_up(of_hidden, options.group)
     empty = row_state.new_empty
     given = (of_hidden, sums.weight, sums.bias)
     hidden, weight, bias = (empty(0, dtype=sweep.dtype) if each is None else each for each in given)

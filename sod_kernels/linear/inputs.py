@@ -7,15 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sod_kernels import _list_sweeps
 from sod_kernels.linear.heads import Head
-from sod_kernels.types import DivergenceSpec
+from sod_kernels.types import DivergenceSpec, RowState
 
 
 class Heads(NamedTuple):
-    """The heads of all models; the reference is None without one."""
+    """The heads of all models; the teacher is None where it is known by lists, the reference without one."""
 
     student: Head
-    teacher: Head
+    teacher: Head | None
     reference: Head | None
 
 
@@ -26,7 +27,7 @@ class LinearInputs(NamedTuple):
         student_hidden: (N, H), as `teacher_hidden` and `reference_hidden`, each of its own width.
         student_weight: (>= vocab_size, H), likewise.
         student_bias: (>= vocab_size,) or None, likewise.
-        teacher_hidden: See above.
+        teacher_hidden: See above; None where the teacher is known by lists.
         teacher_weight: See above.
         teacher_bias: See above.
         reference_hidden: None without a reference.
@@ -34,25 +35,43 @@ class LinearInputs(NamedTuple):
         reference_bias: See above.
         step_ids: (N,) int64, -1 in no step; on the CPU, or where the hidden states are.
         sampled_ids: (N,) int64 where the hidden states are, or None.
+        teacher_log_probs: (N, K) float64 as `read_teacher` gives them; None where the teacher has a head.
+        teacher_ids: (N, K) int64, likewise.
+        teacher_tail: (N,) float64, likewise.
     """
 
     student_hidden: Tensor
     student_weight: Tensor
     student_bias: Tensor | None
-    teacher_hidden: Tensor
-    teacher_weight: Tensor
+    teacher_hidden: Tensor | None
+    teacher_weight: Tensor | None
     teacher_bias: Tensor | None
     reference_hidden: Tensor | None
     reference_weight: Tensor | None
     reference_bias: Tensor | None
     step_ids: Tensor
     sampled_ids: Tensor | None
+    teacher_log_probs: Tensor | None = None
+    teacher_ids: Tensor | None = None
+    teacher_tail: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of chunk logits and outputs: float64 if any input has it, else float32."""
         wide = (tensor.dtype for tensor in self[:9] if tensor is not None)
         return torch.float64 if torch.float64 in wide else torch.float32
+
+    @property
+    def function(self) -> str:
+        """Name of the function that was called, for messages."""
+        return "linear_step_kl" if self.teacher_ids is None else "linear_topk_step_kl"
+
+    @property
+    def state_width(self) -> int:
+        """Columns of the row state."""
+        if self.teacher_ids is None:
+            return len(RowState)
+        return _list_sweeps.state_width(self.teacher_ids.shape[-1])
 
 
 class LinearOptions(NamedTuple):
@@ -73,6 +92,10 @@ class LinearOptions(NamedTuple):
         min_log_prob: See above.
         chunk_size: Most rows of a chunk; 0 for the default.
         backend: Name of the backend.
+        tail: As in `topk_step_kl` where the teacher is known by lists; None otherwise.
+        group: Name of the process group over which the heads' rows are sharded; None without one.
+        first_column: Number of this shard's first column in the whole vocabulary.
+        total_columns: Valid columns of the whole vocabulary, of which `vocab_size` are on this rank.
     """
 
     num_steps: int
@@ -89,6 +112,10 @@ class LinearOptions(NamedTuple):
     min_log_prob: float | None
     chunk_size: int
     backend: str
+    tail: str | None = None
+    group: str | None = None
+    first_column: int = 0
+    total_columns: int = 0
 
     @property
     def spec(self) -> DivergenceSpec:
@@ -152,7 +179,22 @@ def make_heads(inputs: LinearInputs, options: LinearOptions) -> Heads:
     Returns:
         The heads.
     """
-    reference = None
+    student = Head(
+        inputs.student_hidden,
+        inputs.student_weight,
+        inputs.student_bias,
+        options.student_scale,
+        options.student_softcap,
+    )
+    teacher = reference = None
+    if inputs.teacher_hidden is not None and inputs.teacher_weight is not None:
+        teacher = Head(
+            inputs.teacher_hidden,
+            inputs.teacher_weight,
+            inputs.teacher_bias,
+            options.teacher_scale,
+            options.teacher_softcap,
+        )
     if inputs.reference_hidden is not None and inputs.reference_weight is not None:
         reference = Head(
             inputs.reference_hidden,
@@ -161,20 +203,4 @@ def make_heads(inputs: LinearInputs, options: LinearOptions) -> Heads:
             options.reference_scale,
             options.reference_softcap,
         )
-    return Heads(
-        Head(
-            inputs.student_hidden,
-            inputs.student_weight,
-            inputs.student_bias,
-            options.student_scale,
-            options.student_softcap,
-        ),
-        Head(
-            inputs.teacher_hidden,
-            inputs.teacher_weight,
-            inputs.teacher_bias,
-            options.teacher_scale,
-            options.teacher_softcap,
-        ),
-        reference,
-    )
+    return Heads(student, teacher, reference)

@@ -1,4 +1,4 @@
-"""The two modes of `linear_step_kl`, each from checked inputs to the output.
+"""The two modes of `linear_step_kl` and `linear_topk_step_kl`, each from checked inputs to the output.
 
 In a single sweep one op makes the loss and its gradients. In two sweeps one op makes the token outputs, the
 loss is built on them with autograd, and a second op makes the gradients.
@@ -6,7 +6,7 @@ loss is built on them with autograd, and a second op makes the gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -15,17 +15,15 @@ from torch import Tensor
 
 from sod_kernels._checks import weightings
 from sod_kernels._reduction import reduce_loss, step_weights
+from sod_kernels.functional.options import Weighting
 from sod_kernels.functional.output import make_output, step_statistics
 from sod_kernels.linear import ops
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.policy import PolicyGradient, policy_terms
 from sod_kernels.linear.terms import loss_terms
 from sod_kernels.linear.weights import is_causal, registered
-from sod_kernels.types import StepKLOutput, StepStatistics, TokenStats
+from sod_kernels.types import StepKLOutput, TokenStats
 from sod_kernels.weighting import SodWeighting
-
-_NAME = "linear_step_kl"
-Weighting = Tensor | Callable[[StepStatistics], Tensor] | None
 
 
 class Batch(NamedTuple):
@@ -110,7 +108,7 @@ def run_single(batch: Batch, loss: Loss) -> StepKLOutput:
     weights = weighting if isinstance(weighting, Tensor) else None
     if weights is not None:
         like = inputs.student_hidden.new_empty(options.num_steps)
-        weightings.check_step_weights(_NAME, weights, like)
+        weightings.check_step_weights(inputs.function, weights, like)
     sod = weighting if type(weighting) is SodWeighting else None
     is_own = callable(weighting) and sod is None
     policy = loss.policy
@@ -158,7 +156,7 @@ def run_double(batch: Batch, loss: Loss, *, is_detached: bool) -> StepKLOutput:
     """
     stats = _shaped(ops.linear_step_kl_forward(*batch.inputs, *batch.options), batch)
     statistics = step_statistics(stats, batch.trajectory, loss.step_divergence, has_sampled=batch.has_sampled)
-    weights = step_weights(_NAME, loss.weighting, statistics)
+    weights = step_weights(batch.inputs.function, loss.weighting, statistics)
     policy = loss.policy
     terms = loss_terms(
         stats,

@@ -16,19 +16,20 @@ from sod_kernels.linear.heads import Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.single import SingleSweepResult, run_single_sweep
 from sod_kernels.native import memory
-from sod_kernels.types import RowState, TokenGradients, TokenStats
+from sod_kernels.types import TokenGradients, TokenStats
 
 _INPUTS = (
     "Tensor student_hidden, Tensor student_weight, Tensor? student_bias, "
-    "Tensor teacher_hidden, Tensor teacher_weight, Tensor? teacher_bias, "
+    "Tensor? teacher_hidden, Tensor? teacher_weight, Tensor? teacher_bias, "
     "Tensor? reference_hidden, Tensor? reference_weight, Tensor? reference_bias, "
-    "Tensor step_ids, Tensor? sampled_ids"
+    "Tensor step_ids, Tensor? sampled_ids, "
+    "Tensor? teacher_log_probs, Tensor? teacher_ids, Tensor? teacher_tail"
 )
 _OPTIONS = (
     "SymInt num_steps, float student_scale, float teacher_scale, float reference_scale, "
     "float? student_softcap, float? teacher_softcap, float? reference_softcap, "
     "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, "
-    "SymInt chunk_size, str backend"
+    "SymInt chunk_size, str backend, str? tail, str? group, SymInt first_column, SymInt total_columns"
 )
 _OBJECTIVE = (
     "Tensor step_trajectory, Tensor? step_weights, Tensor? token_weights, Tensor? denominator, "
@@ -78,7 +79,7 @@ def _new_tokens(inputs: LinearInputs, options: LinearOptions) -> TokenStats:
         student_log_probs=tokens(has_sampled),
         teacher_log_probs=tokens(has_sampled),
         student_entropy=tokens(),
-        row_state=like.new_empty((num_rows, len(RowState)), dtype=torch.float64),
+        row_state=like.new_empty((num_rows, inputs.state_width), dtype=torch.float64),
         step_sums=like.new_empty((options.num_steps, 5), dtype=torch.float64),
     )
 
@@ -221,7 +222,7 @@ def _may_consume(gradients: list[Tensor]) -> bool:
     return is_eager and not torch.is_grad_enabled() and not keeps_graph()
 
 
-_refuse_double_backward = refuse_double_backward("linear_step_kl")
+_refuse_double_backward = refuse_double_backward("linear_topk_step_kl or linear_step_kl")
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate_forward, _set_up_forward)
 register(Op(_BACKWARD, _run_backward, _fake_backward), _refuse_double_backward)
 register(Op(_LOSS, _run_loss, _fake_loss), _differentiate_loss, _set_up_loss)

@@ -17,17 +17,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sod_kernels import _collectives
 from sod_kernels._reduction import reduce_loss, reference_weights
 from sod_kernels.linear.heads import HeadGradients, Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.plan import Chunk
 from sod_kernels.linear.policy import policy_terms
 from sod_kernels.linear.sweep import ChunkSweep, TokenLedger
+from sod_kernels.linear.targets import ChunkInputs
 from sod_kernels.linear.terms import loss_terms
 from sod_kernels.linear.weights import RunningWeights, needs_complete_steps
-from sod_kernels.types import TokenGradients, TokenInputs, TokenStats
-
-_NAME = "linear_step_kl"
+from sod_kernels.types import TokenGradients, TokenStats
 
 
 class SingleSweepResult(NamedTuple):
@@ -111,7 +111,7 @@ class _SingleSweep:
             num_waiting=num_targets if wanted.weight else 0,
         )
         self.ledger = TokenLedger(self.sweep, has_row_state=False)
-        self.running = RunningWeights(_NAME, objective, self.sweep, self.ledger)
+        self.running = RunningWeights(inputs.function, objective, self.sweep, self.ledger)
         self.gradients = _Gradients(self.sweep, wanted)
         self._objective = objective
         self.token_weights, self._advantages, self._old = (
@@ -148,7 +148,7 @@ class _SingleSweep:
             dual_clip=self._objective.dual_clip,
         )
 
-    def _take_back(self, chunk: Chunk, inputs: TokenInputs, stats: TokenStats, num_open: int) -> None:
+    def _take_back(self, chunk: Chunk, inputs: ChunkInputs, stats: TokenStats, num_open: int) -> None:
         """Differentiate a chunk: the rows of complete steps, then those of the open one part by part."""
         hidden = self.sweep.student_hidden(chunk)
         unit = self._unit(chunk, stats)
@@ -234,6 +234,9 @@ def run_single_sweep(
     walk.run()
     outputs = walk.ledger.outputs()
     gradients = walk.gradients
+    if gradients.hidden is not None and options.group is not None:
+        # Each rank has gone back through its own rows of the head.
+        _collectives.add_up(gradients.hidden, options.group)
     empty = outputs.token_kl.new_empty
     return SingleSweepResult(
         loss=_loss(walk, objective),

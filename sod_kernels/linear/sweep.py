@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sod_kernels import _dispatch
+from sod_kernels._list_sweeps import ListInputs
 from sod_kernels.linear.heads import Head, apply_softcap_slope, project
 from sod_kernels.linear.inputs import Heads, LinearInputs, LinearOptions, make_heads
 from sod_kernels.linear.plan import Chunk, default_chunk_size, make_plan
 from sod_kernels.linear.rows import PlannedRows
+from sod_kernels.linear.targets import ChunkInputs, row_sweeps
 from sod_kernels.native import memory
-from sod_kernels.types import RowState, TokenGradients, TokenInputs, TokenStats
+from sod_kernels.types import TokenGradients, TokenInputs, TokenStats
 
 
 class ChunkSweep:
@@ -22,6 +23,7 @@ class ChunkSweep:
         rows: The rows in a step, in the order of the walk.
         dtype: Of chunk logits and token outputs.
         chunks: What is walked.
+        state_width: Columns of the row state.
     """
 
     def __init__(
@@ -46,14 +48,22 @@ class ChunkSweep:
         self.heads: Heads = make_heads(inputs, options)
         self.dtype = inputs.dtype
         self._spec = options.spec
-        self._backend = _dispatch.load(options.backend)
+        width = inputs.student_weight.shape[0]
+        self._sweeps = row_sweeps(options, width=width)
+        given = (inputs.teacher_log_probs, inputs.teacher_ids, inputs.teacher_tail)
+        self._lists = [each for each in given if each is not None]
+        self.state_width = inputs.state_width
         hidden = inputs.student_hidden
         has_spare = keeps_logits or options.student_softcap is not None
-        num_buffers = 2 + (self.heads.reference is not None) + has_spare
+        num_buffers = sum(head is not None for head in self.heads) + has_spare
+        # The ranks of a group must cut the same chunks, however few columns of the last one are valid.
+        columns = options.vocab_size if options.group is None else width
+        element_bytes = torch.finfo(self.dtype).bits // 8
+        default = default_chunk_size(columns, num_buffers, element_bytes, hidden.device.type)
         plan = make_plan(
             inputs.step_ids.cpu(),
             options.num_steps,
-            chunk_size=options.chunk_size or self._default_chunk_size(num_buffers),
+            chunk_size=options.chunk_size or default,
             keeps_steps_whole=keeps_steps_whole,
             spare_rows=0 if options.chunk_size else num_waiting * hidden.shape[1] // num_buffers,
         )
@@ -62,15 +72,10 @@ class ChunkSweep:
         self._sampled = None if inputs.sampled_ids is None else self.rows.pick(inputs.sampled_ids)
         rows = max((chunk.num_rows for chunk in self.chunks), default=0)
         buffers = memory.empty((num_buffers, rows, options.vocab_size), self.dtype, hidden.device)
-        self._student, self._teacher = buffers[0], buffers[1]
-        self._reference = buffers[2] if self.heads.reference is not None else None
+        # The reference comes with a teacher's head only, as the third.
+        self._student, self._others = buffers[0], buffers[1:]
         # The last buffer; read only where it was asked for.
         self._spare = buffers[-1]
-
-    def _default_chunk_size(self, num_buffers: int) -> int:
-        element_bytes = torch.finfo(self.dtype).bits // 8
-        device_type = self.heads.student.hidden.device.type
-        return default_chunk_size(self._spec.vocab_size, num_buffers, element_bytes, device_type)
 
     @property
     def has_sampled(self) -> bool:
@@ -88,34 +93,34 @@ class ChunkSweep:
         """
         return self.rows.pick(self.heads.student.hidden, chunk)
 
-    def read(self, chunk: Chunk) -> TokenInputs:
+    def read(self, chunk: Chunk) -> ChunkInputs:
         """Compute the logits of a chunk.
 
         Args:
             chunk: Of the plan.
 
         Returns:
-            What a backend takes, as one row of C tokens, its steps counted from the chunk's first.
+            What the sweeps take, as one row of C tokens, its steps counted from the chunk's first.
         """
-        reference = None
-        if self.heads.reference is not None and self._reference is not None:
-            reference = self._project(self.heads.reference, chunk, self._reference)
-        ranks = self.rows.ranks[chunk.begin : chunk.end] - chunk.first_rank
+        heads = self.heads
+        student = self._project(heads.student, chunk, self._student)
+        ranks = (self.rows.ranks[chunk.begin : chunk.end] - chunk.first_rank).unsqueeze(0)
         sampled = None if self._sampled is None else self._sampled[None, chunk.begin : chunk.end]
-        return TokenInputs(
-            self._project(self.heads.student, chunk, self._student),
-            self._project(self.heads.teacher, chunk, self._teacher),
-            reference,
-            ranks.unsqueeze(0),
-            sampled,
-        )
+        if heads.teacher is None:
+            log_probs, ids, tail = (self.rows.pick(each, chunk).unsqueeze(0) for each in self._lists)
+            return ListInputs(student, log_probs, ids, tail, ranks, sampled)
+        teacher = self._project(heads.teacher, chunk, self._others[0])
+        reference = None
+        if heads.reference is not None:
+            reference = self._project(heads.reference, chunk, self._others[1])
+        return TokenInputs(student, teacher, reference, ranks, sampled)
 
     def _project(self, head: Head, chunk: Chunk, buffer: Tensor) -> Tensor:
         logits = buffer[: chunk.num_rows]
         project(head, self.rows.pick(head.hidden, chunk), logits)
         return logits.unsqueeze(0)
 
-    def measure(self, inputs: TokenInputs, chunk: Chunk) -> TokenStats:
+    def measure(self, inputs: ChunkInputs, chunk: Chunk) -> TokenStats:
         """Run the forward sweep over a chunk.
 
         Args:
@@ -125,12 +130,12 @@ class ChunkSweep:
         Returns:
             Statistics, (1, C); step sums of the chunk's steps.
         """
-        return self._backend.forward(inputs, chunk.stop_rank - chunk.first_rank, self._spec)
+        return self._sweeps.forward(inputs, chunk.stop_rank - chunk.first_rank, self._spec)
 
     def differentiate(
         self,
         upstream: TokenGradients,
-        inputs: TokenInputs,
+        inputs: ChunkInputs,
         row_state: Tensor,
         rows: slice,
         *,
@@ -141,7 +146,7 @@ class ChunkSweep:
         Args:
             upstream: Gradients of those rows, (1, c).
             inputs: Of the chunk.
-            row_state: (1, C, 7) of the chunk.
+            row_state: Of the chunk, (1, C, ...).
             rows: Of the chunk, those to differentiate.
             keeps_logits: Whether the rows will be differentiated once more; else their logits are
                 overwritten.
@@ -149,11 +154,11 @@ class ChunkSweep:
         Returns:
             (c, V) gradient of the product with the weight plus bias, valid until the next call.
         """
-        part = TokenInputs._make(None if each is None else each[:, rows] for each in inputs)
+        part = type(inputs)._make(None if each is None else each[:, rows] for each in inputs)
         logits, softcap = part.student_logits[0], self.heads.student.softcap
         is_apart = keeps_logits or softcap is not None
         out = self._spare[: logits.shape[0]] if is_apart else logits
-        self._backend.backward(upstream, part, row_state[:, rows], self._spec, out=out.unsqueeze(0))
+        self._sweeps.backward(upstream, part, row_state[:, rows], self._spec, out=out.unsqueeze(0))
         if softcap is not None:
             apply_softcap_slope(out, logits, softcap)
         return out
@@ -184,7 +189,7 @@ class TokenLedger:
             student_log_probs=tokens(has_sampled),
             teacher_log_probs=tokens(has_sampled),
             student_entropy=tokens(),
-            row_state=tokens(has_row_state, len(RowState), dtype=torch.float64),
+            row_state=tokens(has_row_state, sweep.state_width, dtype=torch.float64),
             step_sums=ranks.new_zeros((num_ranks, 5), dtype=torch.float64),
         )
 
@@ -217,7 +222,7 @@ class TokenLedger:
         """Bring everything into the order of the batch.
 
         Returns:
-            (N,) token tensors, (N, 7) row state if it was kept, (S, 5) sums.
+            (N,) token tensors, the row state if it was kept, (S, 5) sums.
         """
         kept = zip(self.stats[:-1], self._is_kept, strict=True)
         tokens = (self._rows.put(each) if is_kept else each for each, is_kept in kept)

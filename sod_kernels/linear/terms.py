@@ -1,4 +1,4 @@
-"""The parts of the loss of `linear_step_kl`, for whichever mode reduces them."""
+"""The parts of the loss of `linear_step_kl` and its relative, for whichever mode reduces them."""
 
 from __future__ import annotations
 

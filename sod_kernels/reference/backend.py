@@ -159,6 +159,32 @@ def forward(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenS
     return _token_stats(exact, inputs, num_steps)
 
 
+def sums_over_shard(inputs: TokenInputs, row_state: Tensor, spec: DivergenceSpec) -> Tensor:
+    """Sum the terms of a divergence over the columns of a shard, with the normalisers of the whole rows.
+
+    Args:
+        inputs: Of the shard.
+        row_state: (B, T, 7) of the whole rows; the log-sum-exps are read.
+        spec: With the shard's number of valid columns; 0 for none.
+
+    Returns:
+        (B, T, 3) float64: this shard's part of the divergence, of `RowState.AUX` and of the reference KL;
+        anything at rows in no step. The sum over all shards is the value.
+    """
+    step_ids = inputs.step_ids
+    sums = torch.zeros((*step_ids.shape, 3), dtype=torch.float64, device=step_ids.device)
+    if spec.vocab_size == 0:
+        return sums
+    for block in blocks((step_ids.shape[0], step_ids.shape[1]), spec.vocab_size):
+        rows = _read_block(inputs, block, spec, row_state[block]).rows
+        value, aux = _divergence(rows, spec)
+        reference_kl = torch.zeros_like(value)
+        if rows.log_r is not None:
+            reference_kl = mean(rows.log_p, _reference_score(rows.log_p, rows.log_r, spec))
+        sums[block] = torch.stack((value, aux, reference_kl), -1)
+    return sums
+
+
 def _token_stats(exact: Tensor, inputs: TokenInputs, num_steps: int) -> TokenStats:
     """Report (9, B, T) float64 values: both log-probs, then the row state."""
     dtype = torch.promote_types(inputs.student_logits.dtype, torch.float32)

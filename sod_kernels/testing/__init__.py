@@ -16,7 +16,7 @@ from sod_kernels.testing.checks import (
     nan_filled_empty,
 )
 from sod_kernels.testing.log_probs import check_backend_log_probs, make_log_prob_inputs
-from sod_kernels.testing.shards import check_backend_shards
+from sod_kernels.testing.shards import check_backend_log_prob_shards, check_backend_shards
 from sod_kernels.testing.truth import Truth, plain_torch, truth
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Truth",
     "assert_error_relative",
     "check_backend_forward_backward",
+    "check_backend_log_prob_shards",
     "check_backend_log_probs",
     "check_backend_shards",
     "check_issue_targets",

@@ -78,6 +78,25 @@ def check_backend_log_probs(backend: Backend, case: StepKLCase) -> None:
     (stats, grad), (again, grad_again) = results
     for first, second in zip((*stats, grad), (*again, grad_again), strict=True):
         require(is_same(first, second), f"{case.name}: two runs differ.")
+    check_log_prob_results(stats, grad, case)
+    in_place = case.student_logits.clone(memory_format=torch.contiguous_format)
+    inputs = inputs._replace(student_logits=in_place)
+    backend.log_probs_backward(upstream, inputs, stats.row_state, out=in_place)
+    require(is_same(in_place, grad), f"{case.name}: the gradient written over the logits differs.")
+
+
+def check_log_prob_results(stats: LogProbStats, grad: Tensor, case: StepKLCase) -> None:
+    """Check what log-prob sweeps gave for `make_log_prob_inputs` against autograd in float64.
+
+    Args:
+        stats: Of the forward sweep over whole rows.
+        grad: Of the backward sweep.
+        case: From `make_case`.
+
+    Raises:
+        AssertionError: At the first output that is off.
+    """
+    inputs, upstream = make_log_prob_inputs(case)
     active = case.step_ids >= 0
     for name, value in (*stats._asdict().items(), ("gradient", grad)):
         require(bool((value[~active] == 0).all()), f"{case.name}: {name} not exactly 0 in no step.")
@@ -94,7 +113,3 @@ def check_backend_log_probs(backend: Backend, case: StepKLCase) -> None:
         rows = is_number if values[0].dim() == 2 else is_number[..., None]
         picked = (torch.where(rows, value, 0.0) for value in values)
         assert_error_relative(f"{case.name}: {name}", *picked, dtype=dtype)
-    in_place = case.student_logits.clone(memory_format=torch.contiguous_format)
-    inputs = inputs._replace(student_logits=in_place)
-    backend.log_probs_backward(upstream, inputs, stats.row_state, out=in_place)
-    require(is_same(in_place, grad), f"{case.name}: the gradient written over the logits differs.")

@@ -2,12 +2,14 @@
 
 Run as `python -m sod_kernels.triton.aot` (with TRITON_INTERPRET unset). For each target, logits dtype and
 variant it compiles with the compiler and assembler that Triton ships, disassembles, prints one line, and
-fails on
+fails on the following. `--sample` takes a part of the whole table, in turn: every variant, and of every
+kernel each target and each dtype.
 
 - a spilled register or a stack frame;
 - more registers than let two programs share a multiprocessor, or more shared memory than the kernels' budget;
 - a sweep without 128-bit loads of the logits (and 128-bit stores of the gradient);
-- a change of layout inside a loop, which would send every block through shared memory and a barrier.
+- a change of layout inside a loop, which would send every block through shared memory and a barrier;
+- a row's offset in 32 bits, which rows times columns outgrow.
 
 These are properties of the binary, so they hold on the GPU as well; its speed has to be measured there.
 """
@@ -24,6 +26,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,7 @@ class Binary:
         wide_loads: Instructions that load 128 bits or more from global memory.
         wide_stores: Instructions that store 128 bits or more to global memory.
         loop_conversions: Changes of layout inside loops.
+        narrow_offsets: Products of 32 bits with the width of a row.
     """
 
     registers: int
@@ -68,6 +72,7 @@ class Binary:
     wide_loads: int
     wide_stores: int
     loop_conversions: int
+    narrow_offsets: int
 
 
 def _signature(variant: Variant, dtype: str) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -121,7 +126,20 @@ def compile_variant(variant: Variant, target: str, dtype: str) -> Binary:
         **numbers,
         shared_bytes=compiled.metadata.shared,
         loop_conversions=sum(loop.count("ttg.convert_layout") for loop in loops),
+        narrow_offsets=narrow_offsets(compiled.asm["ttir"]),
     )
+
+
+def narrow_offsets(ttir: str) -> int:
+    """Count where a row's offset is worked out in 32 bits; strides and row numbers are 64 bits wide.
+
+    Args:
+        ttir: A kernel in Triton's intermediate representation, compiled for rows of `VOCAB_SIZE`.
+
+    Returns:
+        Products of 32 bits with the width of a row.
+    """
+    return len(re.findall(rf"arith\.muli [^\n]*%c{VOCAB_SIZE}_i32", ttir))
 
 
 def _read_amd(assembly: str) -> dict[str, int]:
@@ -185,6 +203,8 @@ def violations(variant: Variant, target: str, binary: Binary) -> list[str]:
         found.append(f"128-bit stores {binary.wide_stores} < {variant.wide_stores}")
     if binary.loop_conversions:
         found.append(f"layout changes in loops {binary.loop_conversions}")
+    if binary.narrow_offsets:
+        found.append(f"32-bit row offsets {binary.narrow_offsets}")
     return found
 
 
@@ -197,13 +217,51 @@ def _compile_named(task: tuple[str, str, str], override: LaunchConfig | None) ->
     return binary, violations(variant, target, binary)
 
 
-def _tasks(targets: list[str], dtypes: list[str], kernels: list[str]) -> list[tuple[str, str, str]]:
+def _tasks(
+    targets: list[str], dtypes: list[str], kernels: list[str], *, is_sample: bool = False
+) -> list[tuple[str, str, str]]:
     names = [
         variant.name
         for variant in variants(CONFIGS[(TARGETS[0], torch.float32)], torch.float32, VOCAB_SIZE)
         if variant.name.startswith(tuple(kernels))
     ]
-    return list(itertools.product(targets, dtypes, names))
+    if not is_sample:
+        return list(itertools.product(targets, dtypes, names))
+    by_kernel = [list(each) for _, each in itertools.groupby(sorted(names), _kernel_of)]
+    # Each kernel begins one target later than the one before, so that targets and dtypes are paired too.
+    return [
+        (targets[(turn + shift) % len(targets)], dtypes[turn % len(dtypes)], each[turn % len(each)])
+        for shift, each in enumerate(by_kernel)
+        for turn in range(max(len(each), len(targets), len(dtypes)))
+    ]
+
+
+def _kernel_of(name: str) -> str:
+    """Kernel that a variant's name begins with."""
+    return name.partition("-")[0]
+
+
+def _show_progress(done: int, total: int, started: float) -> None:
+    """Draw a bar under the table where somebody looks at it."""
+    if not sys.stderr.isatty():
+        return
+    left_s = (time.monotonic() - started) / done * (total - done)
+    bar = "#" * (30 * done // total)
+    end = "" if done < total else "\n"
+    print(f"\r[{bar:30}] {done}/{total}, about {left_s:.0f} s left ", end=end, file=sys.stderr, flush=True)
+
+
+def _summarise(binaries: dict[tuple[str, str, str], Binary]) -> None:
+    """Print the most that any variant of a kernel needs, and the fewest wide accesses that it has."""
+    layout = "{:18} {:>8} {:>9} {:>6} {:>6} {:>8} {:>9}"
+    print(
+        "\n" + layout.format("kernel", "binaries", "registers", "spills", "shared", "loads128", "stores128")
+    )
+    for kernel in sorted({_kernel_of(name) for _, _, name in binaries}):
+        found = [each for (_, _, name), each in binaries.items() if _kernel_of(name) == kernel]
+        most = [max(getattr(each, key) for each in found) for key in ("registers", "spills", "shared_bytes")]
+        fewest = [min(getattr(each, key) for each in found) for key in ("wide_loads", "wide_stores")]
+        print(layout.format(kernel, len(found), *most, *fewest))
 
 
 def report(
@@ -212,15 +270,17 @@ def report(
     *,
     kernels: list[str],
     jobs: int,
+    is_sample: bool = False,
     override: LaunchConfig | None = None,
 ) -> int:
-    """Compile and check, printing a line for each binary.
+    """Compile and check, printing a line for each binary and one for each kernel.
 
     Args:
         targets: Some of `TARGETS`.
         dtypes: Some of the keys of `DTYPES`.
         kernels: Beginnings of the names to compile; [""] for all.
         jobs: Processes that compile side by side.
+        is_sample: Whether every variant once, and every kernel with each target and each dtype, will do.
         override: Configuration to judge instead of the table's.
 
     Returns:
@@ -229,7 +289,9 @@ def report(
     layout = "{:8} {:9} {:40} {:>9} {:>6} {:>6} {:>8} {:>9}  {}"
     heads = ("target", "dtype", "kernel", "registers", "spills", "shared", "loads128", "stores128", "verdict")
     print(layout.format(*heads))
-    tasks = _tasks(targets, dtypes, kernels)
+    tasks = _tasks(targets, dtypes, kernels, is_sample=is_sample)
+    started = time.monotonic()
+    binaries: dict[tuple[str, str, str], Binary] = {}
     compile_one = functools.partial(_compile_named, override=override)
     failed = 0
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
@@ -238,7 +300,10 @@ def report(
             cells = (*task, binary.registers, binary.spills, *memory)
             print(layout.format(*cells, "; ".join(found) or "ok"), flush=True)
             failed += bool(found)
-    print(f"{len(tasks)} binaries, {failed} over budget")
+            binaries[task] = binary
+            _show_progress(len(binaries), len(tasks), started)
+    _summarise(binaries)
+    print(f"\n{len(tasks)} binaries, {failed} over budget")
     return failed
 
 
@@ -259,6 +324,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per core"
     )
+    parser.add_argument(
+        "--sample", action="store_true", help="every variant once, every kernel with each target and dtype"
+    )
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         print("aot: TRITON_INTERPRET is set, which replaces the compiler; unset it.", file=sys.stderr)
@@ -275,6 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.dtype or list(DTYPES),
         kernels=kernels,
         jobs=options.jobs,
+        is_sample=options.sample,
     )
     return 1 if failed else 0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sod_kernels.triton.finish_kernels import log_sum_exp
 from sod_kernels.triton.row_state import (
     LN2,
     LOG2E,
@@ -56,9 +57,12 @@ def finish_log_probs_kernel(
         max_s, sum_s, sum_h = load_student(state_ptr, row, scale, 1, SPLITS)
         log2_s = log2_of_mass(sum_s)
         lse = finite_base(max_s) * inverse_temperature + log2_s * LN2
+        # Stored here, as one more number alive at the end makes sm_100 spill.
+        tl.store(row_state_ptr + out * 2, log_sum_exp(max_s, sum_s, log2_s, inverse_temperature))
         entropy = (log2_s - sum_h / tl.where(sum_s == 0.0, 1.0, sum_s)) * LN2
+    else:
+        tl.store(row_state_ptr + out * 2, lse)
     tl.store(student_entropy_ptr + out, entropy)
-    tl.store(row_state_ptr + out * 2, lse)
     tl.store(row_state_ptr + out * 2 + 1, entropy)
 
     student_row = row_start(student_ptr, row, rows_per_batch, stride_student_b, stride_student_t)
@@ -132,7 +136,8 @@ def gradient_at_ids_kernel(
             second += BLOCK
         logit = tl.load(student_row + column, mask=column >= 0, other=float("-inf")).to(tl.float64)
         excluded = logit == float("-inf")
-        log_p = tl.where(excluded, 0.0, logit * inverse_temperature - lse)
+        # A row without mass has a log-sum-exp of -inf, and -inf minus -inf is no number.
+        log_p = tl.where(excluded, 0.0, tl.where(excluded, 0.0, logit) * inverse_temperature - lse)
         prob = tl.where(excluded, 0.0, tl.exp(log_p))
         gradient = own - prob * (total + grad_entropy * (log_p + entropy))
         tl.store(grad_at_ids_ptr + out * num_ids + offs, gradient * inverse_temperature, mask=column >= 0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sod_kernels import SodWeighting, TurnWeighting, linear_step_kl
+from sod_kernels import SodWeighting, TurnWeighting, linear_step_kl, linear_topk_step_kl
 from sod_kernels.linear import ops, single
 from sod_kernels.linear import plan as plan_module
 from sod_kernels.linear.plan import make_plan
@@ -153,3 +153,25 @@ def test_a_long_step_makes_its_chunk_longer_where_that_takes_less_memory(monkeyp
     assert (len(nothing), len(waited) > 0) == (0, True)
     for ours, wanted in zip(whole, cut, strict=True):
         torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("single_sweep", [True, False])
+def test_a_teacher_known_by_lists_needs_the_students_head_alone(single_sweep, spy):
+    num_rows, size, k = 240, 3, 5
+    ids = torch.arange(num_rows) // 90
+    student = torch.randn(num_rows, size, requires_grad=True), torch.randn(NUM_COLUMNS, size)
+    log_probs, listed = torch.randn(num_rows, NUM_COLUMNS).log_softmax(-1).topk(k)
+    out = linear_topk_step_kl(
+        *student,
+        log_probs,
+        listed,
+        ids,
+        weighting=SodWeighting(),
+        chunk_size=8,
+        single_sweep=single_sweep,
+        backend="reference",
+    )
+    out.loss.backward()
+    # One buffer of a chunk; the definition's float64 of one chunk counts twice.
+    assert 0 < spy.entries <= 2 * 8 * NUM_COLUMNS < num_rows * NUM_COLUMNS / 9
+    assert spy.products == num_rows * NUM_COLUMNS * size * (2 if single_sweep else 3)

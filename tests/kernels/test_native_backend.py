@@ -13,6 +13,7 @@ from sod_kernels.testing import (
     CASE_REASONS,
     StepKLCase,
     check_backend_forward_backward,
+    check_backend_log_prob_shards,
     check_backend_log_probs,
     check_backend_shards,
     check_issue_targets,
@@ -63,11 +64,17 @@ def test_log_probs_of_every_case(name: str, dtype: torch.dtype) -> None:
     check_backend_log_probs(backend, make_case(name, dtype=dtype))
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
-@pytest.mark.parametrize("name", [name for name in CASE_REASONS if name != "floored"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("name", CASE_REASONS)
 def test_shards_of_every_case(name: str, divergence: str) -> None:
     case = make_case(name, divergence=divergence, with_reference=True)
     check_backend_shards(backend, case, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_log_probs_of_shards_of_every_case(name: str, dtype: torch.dtype) -> None:
+    check_backend_log_prob_shards(backend, make_case(name, dtype=dtype), 3)
 
 
 @pytest.mark.parametrize("with_reference", [False, True])

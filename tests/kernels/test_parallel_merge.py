@@ -6,10 +6,15 @@ import pytest
 import torch
 
 import sod_kernels.reference.backend as reference
-from sod_kernels.testing import CASE_REASONS, check_backend_shards, make_case
+from sod_kernels.testing import (
+    CASE_REASONS,
+    check_backend_log_prob_shards,
+    check_backend_shards,
+    make_case,
+)
 
-# The floor of this case has no exact merge; the full vocabulary is slow and no different.
-NAMES = [name for name in CASE_REASONS if name not in ("floored", "full_vocab")]
+# The full vocabulary is slow and no different.
+NAMES = [name for name in CASE_REASONS if name != "full_vocab"]
 
 CASES = [
     pytest.param(name, dtype, id=f"{name}-{dtype}")
@@ -21,11 +26,33 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd"])
 def test_merged_shards_are_the_whole(name, divergence, dtype):
     case = make_case(name, divergence=divergence, dtype=dtype, with_reference=dtype != torch.bfloat16)
     for num_shards in (2, 3):
         check_backend_shards(reference, case, num_shards)
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
+@pytest.mark.parametrize(
+    "name", ["plain", "disjoint", "padded_vocab", "leading_block", "bad_rows", "one_column"]
+)
+def test_merged_shards_with_a_floor_are_the_whole(name, divergence, with_reference):
+    case = make_case(
+        name,
+        divergence=divergence,
+        min_log_prob=-3.0,
+        with_reference=with_reference,
+        dtype=torch.float64,
+    )
+    check_backend_shards(reference, case, 3)
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_merged_log_probs_are_those_of_the_whole(name, dtype):
+    for num_shards in (1, 3):
+        check_backend_log_prob_shards(reference, make_case(name, dtype=dtype), num_shards)
 
 
 @pytest.mark.parametrize("num_shards", [1, 5, 8])

@@ -14,6 +14,7 @@ from sod_kernels.reference import backend as reference_backend
 from sod_kernels.testing import (
     CASE_REASONS,
     check_backend_forward_backward,
+    check_backend_log_prob_shards,
     check_backend_log_probs,
     check_backend_shards,
     check_issue_targets,
@@ -90,12 +91,19 @@ def run_forward(case, module=backend):
     return module.forward(case.inputs, case.num_steps, case.spec)
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
-@pytest.mark.parametrize("name", ["plain", "disjoint", "padded_vocab", "leading_block", "bad_rows"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize(
+    "name", ["plain", "disjoint", "padded_vocab", "leading_block", "bad_rows", "floored"]
+)
 def test_shards_of_a_row_are_the_whole(name, divergence):
     check_backend_shards(
         backend, make_case(name, divergence=divergence, with_reference=True, device=DEVICE), 2
     )
+
+
+@pytest.mark.parametrize("name", ["plain", "disjoint", "padded_vocab", "leading_block", "bad_rows"])
+def test_log_probs_of_shards_are_those_of_the_whole(name):
+    check_backend_log_prob_shards(backend, make_case(name, device=DEVICE), 2)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
