@@ -11,12 +11,15 @@ from sod_kernels.functional import (
     step_kl,
     token_log_probs,
     topk_step_kl,
+    unit_kl,
 )
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.linear_module import LinearStepKLLoss
 from sod_kernels.modules import StepKLLoss, TopKStepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.types import StepKLOutput, StepStatistics
+from sod_kernels.unit_types import UnitKLOutput
+from sod_kernels.units import Units, VocabMap
 from sod_kernels.weighting import SodWeighting, TurnWeighting, sod_weights, tdur_weights
 
 __version__ = "0.1.0"
@@ -33,6 +36,9 @@ __all__ = [
     "TokenLogProbs",
     "TopKStepKLLoss",
     "TurnWeighting",
+    "UnitKLOutput",
+    "Units",
+    "VocabMap",
     "__version__",
     "backends",
     "linear_step_kl",
@@ -43,4 +49,5 @@ __all__ = [
     "tdur_weights",
     "token_log_probs",
     "topk_step_kl",
+    "unit_kl",
 ]

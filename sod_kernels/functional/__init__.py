@@ -4,5 +4,6 @@ from sod_kernels.functional.hidden import linear_step_kl
 from sod_kernels.functional.log_probs import TokenLogProbs, token_log_probs
 from sod_kernels.functional.logits import step_kl
 from sod_kernels.functional.topk import topk_step_kl
+from sod_kernels.functional.units import unit_kl
 
-__all__ = ["TokenLogProbs", "linear_step_kl", "step_kl", "token_log_probs", "topk_step_kl"]
+__all__ = ["TokenLogProbs", "linear_step_kl", "step_kl", "token_log_probs", "topk_step_kl", "unit_kl"]
