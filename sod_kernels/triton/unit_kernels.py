@@ -337,7 +337,8 @@ def unit_columns_kernel(
     centre, aux = (mean_t + rest_s - rest_t).to(dtype), exact_aux.to(dtype)
     rest_s, no_floor = rest_s.to(dtype), tl.zeros_like(aux)
     factor = grad_kl * exact_inverse.to(dtype)
-    has_dense = tl.load(dense_ptr + row) != 0.0
+    # Without a dense term there is nothing to read back.
+    num_written = tl.where(tl.load(dense_ptr + row) != 0.0, VOCAB, 0)
     student_row = student_ptr + row * stride_student
     teacher_row = teacher_ptr + tl.load(teacher_rows_ptr + unit) * stride_teacher
     grad_row = grad_logits_ptr + row * WIDTH
@@ -370,5 +371,5 @@ def unit_columns_kernel(
             DIVERGENCE,
             False,
         )
-        before = tl.load(grad_row + column, mask=is_there & has_dense, other=0.0).to(dtype)
+        before = tl.load(grad_row + column, mask=is_there & (offs_v < num_written), other=0.0).to(dtype)
         tl.store(grad_row + column, (before + gradient).to(grad_dtype), mask=is_there)

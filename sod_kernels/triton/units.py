@@ -6,6 +6,7 @@ Per backward: one over whole rows, one over the shared columns, two of torch for
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ def unit_meta(config: SweepConfig, num_columns: int) -> dict[str, int]:
     Returns:
         Keyword arguments; SPLITS is the number of programs per unit.
     """
+    # Each gathered entry has an address of its own, so that half as many are in flight.
+    config = replace(config, block_size=config.block_size // 2)
     return {
         "VOCAB": num_columns,
         "BLOCK": config.block_size,
@@ -91,7 +94,8 @@ def unit_forward(inputs: UnitInputs, spec: DivergenceSpec, *, config: SweepConfi
             unit_sweep_kernel,
             programs,
             *(*_sides(inputs), state, *_strides(inputs), *temperature),
-            MEASURE="none" if is_jsd else spec.divergence,
+            # The Jensen-Shannon divergence reads the log-sum-exps only, and shares a binary.
+            MEASURE="forward_kl" if spec.divergence == "forward_kl" else "reverse_kl",
             num_warps=config.num_warps,
             **meta,
         )
