@@ -62,7 +62,7 @@ def check_side(function: str, side: str, logits: Any, ids: Any, vocab_size: Any,
 
 
 def check_map(
-    function: str, vocab_map: Any, wanted: type, vocab_sizes: tuple[int, int], device: torch.device
+    function: str, vocab_map: Any, wanted: type[Any], vocab_sizes: tuple[int, int], device: torch.device
 ) -> None:
     """Check that a map's columns are columns of the logits.
 
@@ -86,7 +86,7 @@ def check_map(
 
 
 def check_units(
-    function: str, units: Any, wanted: type, num_rows: tuple[int, int], device: torch.device
+    function: str, units: Any, wanted: type[Any], num_rows: tuple[int, int], device: torch.device
 ) -> None:
     """Check that units lie within the rows.
 

@@ -36,10 +36,11 @@ print(json.dumps(aot.violations(chosen[0], "sm_90", binary)))
 # `make aot` compiles the whole table. Here: everything for one target, and for the others what is closest to
 # a budget: the widest dtype or the most sides, one kernel of each kind.
 SELECTION = (
-    ("sm_90", "bfloat16", ("",), 39),
+    ("sm_90", "bfloat16", ("",), 48),
     ("sm_80", "float32", ("first_sweep-reverse_kl", "second_sweep-jsd", "backward-jsd"), 6),
     ("sm_100", "float64", ("first_sweep-reverse_kl", "backward-forward_kl"), 6),
     ("gfx942", "float16", ("first_sweep-forward_kl", "second_sweep-forward_kl", "gradient_at_ids"), 5),
+    ("gfx942", "float32", ("unit_sweep", "unit_mixture"), 3),
 )
 
 
@@ -69,7 +70,9 @@ def test_table_fits_the_budgets(target, dtype, kernels, count, clean_environment
         # The table says so itself; the numbers are checked again in case its budgets are ever loosened.
         assert 0 < int(row["registers"]) <= (256 if target == "gfx942" else 128)
         assert int(row["shared"]) <= 16_384
-        if "sweep" in row["kernel"] or "backward" in row["kernel"]:
+        # Gathered columns come one by one.
+        is_gathered = row["kernel"].startswith("unit_")
+        if not is_gathered and ("sweep" in row["kernel"] or "backward" in row["kernel"]):
             assert int(row["loads128"]) >= (1 if "alone" in row["kernel"] else 2)
 
 

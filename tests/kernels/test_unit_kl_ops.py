@@ -62,8 +62,7 @@ def _objective(student, pair, steps, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"score": "logit", "unit_filter": "one_to_one"},
-        {"topk": 4, "mask_first_token": True},
+        {"score": "logit", "topk": 4, "mask_first_token": True},
         {"min_teacher_mass": 0.3, "step_divergence": "abs_log_ratio"},
     ],
     ids=str,
