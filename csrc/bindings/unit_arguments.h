@@ -6,8 +6,9 @@
 
 namespace sod::bindings {
 
-inline UnitSide make_unit_side(Address data, std::int64_t stride, Address columns, Address rows) {
-  return {pointer<void>(data), stride, pointer<std::int32_t>(columns), pointer<std::int64_t>(rows)};
+inline UnitSide make_unit_side(Address data, std::int64_t stride, std::int64_t width, Address columns,
+                               Address rows) {
+  return {pointer<void>(data), stride, width, pointer<std::int32_t>(columns), pointer<std::int64_t>(rows)};
 }
 
 inline UnitProblem make_unit_problem(int dtype, std::int64_t num_units, std::int64_t num_columns,
@@ -46,7 +47,7 @@ inline UnitBackwardInputs make_unit_upstream(Address unit_kl, Address unit_state
 }
 
 inline void define_unit_arguments(py::module_& module) {
-  define<UnitSide>(module, "UnitSide", &make_unit_side, "data", "stride", "columns", "rows");
+  define<UnitSide>(module, "UnitSide", &make_unit_side, "data", "stride", "width", "columns", "rows");
   define<UnitProblem>(module, "UnitProblem", &make_unit_problem, "dtype", "num_units", "num_columns",
                       "stride_columns", "student", "teacher", "excluded", "span_scores", "divergence", "beta",
                       "temperature");

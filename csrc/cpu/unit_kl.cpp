@@ -32,6 +32,9 @@ void gather_side(const UnitProblem& problem, const UnitSide& side, std::int64_t 
   const std::int64_t n = problem.num_columns;
   out.resize(static_cast<std::size_t>(n + 1));
   const T* row = static_cast<const T*>(side.data) + side.rows[unit] * side.stride;
+  // Columns in any order would ask for the lines of a long list one by one, from memory; in order they
+  // stream.
+  if (4 * n >= side.width) prefetch(row, side.width * static_cast<std::int64_t>(sizeof(T)));
   gather(row, side.columns + unit * problem.stride_columns, out.data(), n);
   for (int k = 0; k < 2; ++k) {
     const std::int64_t position = problem.excluded[2 * unit + k];

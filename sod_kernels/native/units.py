@@ -84,6 +84,7 @@ def _problem(library: Any, function: str, inputs: UnitInputs, spec: DivergenceSp
         name: library.UnitSide(
             data=logits.data_ptr(),
             stride=logits.stride(0),
+            width=logits.shape[1],
             columns=columns.data_ptr(),
             rows=rows.data_ptr(),
         )

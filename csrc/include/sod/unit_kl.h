@@ -15,6 +15,7 @@ namespace sod {
 struct UnitSide {
   const void* data;             // rows of logits; columns are contiguous
   std::int64_t stride;          // between rows, in elements
+  std::int64_t width;           // of a row, in elements; beyond it nothing is read
   const std::int32_t* columns;  // (num_columns) for all units, or one list per unit
   const std::int64_t* rows;     // (num_units): the first row of each unit
 };
