@@ -13,6 +13,7 @@ from sod_kernels.functional import (
     step_kl,
     token_log_probs,
     topk_step_kl,
+    unit_kl,
 )
 from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.linear_module import LinearStepKLLoss, LinearTopKStepKLLoss
@@ -21,6 +22,7 @@ from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.token_bytes import TokenBytes
 from sod_kernels.tokenizer_bytes import token_bytes
 from sod_kernels.types import StepKLOutput, StepStatistics
+from sod_kernels.unit_types import UnitKLOutput
 from sod_kernels.units import Units, VocabMap
 from sod_kernels.vocab_report import SampleCoverage, VocabReport, vocab_report
 from sod_kernels.weighting import SodWeighting, TurnWeighting, sod_weights, tdur_weights
@@ -43,6 +45,7 @@ __all__ = [
     "TokenLogProbs",
     "TopKStepKLLoss",
     "TurnWeighting",
+    "UnitKLOutput",
     "Units",
     "VocabMap",
     "VocabReport",
@@ -59,5 +62,6 @@ __all__ = [
     "token_bytes",
     "token_log_probs",
     "topk_step_kl",
+    "unit_kl",
     "vocab_report",
 ]

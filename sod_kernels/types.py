@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from sod_kernels.unit_types import UnitGradients, UnitInputs, UnitStats
+
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceSpec:
@@ -190,6 +192,21 @@ class Backend(Protocol):
         out: Tensor | None = None,
     ) -> Tensor:
         """Run its backward sweep; `out` as in `backward`."""
+        ...
+
+    def unit_forward(self, inputs: UnitInputs, spec: DivergenceSpec) -> UnitStats:
+        """Run the forward sweep over units; the vocabulary of the spec is that of the shared columns."""
+        ...
+
+    def unit_backward(
+        self,
+        upstream: UnitGradients,
+        inputs: UnitInputs,
+        unit_state: Tensor,
+        spec: DivergenceSpec,
+        vocab_size: int,
+    ) -> Tensor:
+        """Run its backward sweep; the gradient of the student's logits, of `vocab_size` valid columns."""
         ...
 
 

@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/arguments.h"
+#include "bindings/unit_arguments.h"
 #include "cpu/alignment.h"
 #include "cpu/log_probs.h"
 #include "cpu/memory.h"
 #include "cpu/step_kl.h"
+#include "cpu/unit_kl.h"
 
 namespace py = pybind11;
 
@@ -60,6 +62,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "Step-aware KL and alignment of tokenizers on the CPU.";
   sod::bindings::define_arguments(module);
   define_alignment(module);
+  sod::bindings::define_unit_arguments(module);
   // A buffer for torch.frombuffer: the tensor keeps it alive, and gives it back when it dies.
   py::class_<sod::cpu::Pages>(module, "Pages", py::buffer_protocol(), py::module_local())
       .def(py::init<std::int64_t>(), py::arg("num_bytes"))
@@ -74,6 +77,10 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("log_probs_forward", &sod::cpu::log_probs_forward, py::kw_only(), py::arg("problem"),
              py::arg("outputs"), py::arg("num_threads"), WithoutGil());
   module.def("log_probs_backward", &sod::cpu::log_probs_backward, py::kw_only(), py::arg("problem"),
+             py::arg("upstream"), py::arg("gradient"), py::arg("num_threads"), WithoutGil());
+  module.def("unit_forward", &sod::cpu::unit_forward, py::kw_only(), py::arg("problem"), py::arg("outputs"),
+             py::arg("num_threads"), WithoutGil());
+  module.def("unit_backward", &sod::cpu::unit_backward, py::kw_only(), py::arg("problem"),
              py::arg("upstream"), py::arg("gradient"), py::arg("num_threads"), WithoutGil());
   module.def("has_threads", &sod::cpu::has_threads);
 }

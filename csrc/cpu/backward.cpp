@@ -1,8 +1,22 @@
+#include "cpu/pair_rows.h"
 #include "cpu/rows.h"
 #include "cpu/step_kl.h"
 #include "sod/row_result.h"
 
 namespace sod::cpu {
+
+void pair_gradients(const float* s, const float* t, float* gradient, std::int64_t n, Divergence divergence,
+                    const GradientRow& row, Exponent exponent) {
+  switch (divergence) {
+    case Divergence::kReverseKL:
+      return reverse_kl_gradients(s, t, gradient, n, row, exponent);
+    case Divergence::kForwardKL:
+      return forward_kl_gradients(s, t, gradient, n, row, exponent);
+    case Divergence::kJSD:
+      return jsd_gradients(s, t, gradient, n, row, exponent);
+  }
+}
+
 namespace {
 
 // The rows of one token whose gradient is wanted; null where a target has no gradient to give.
@@ -16,18 +30,6 @@ struct RowGradient {
   std::int64_t sampled_id;  // negative without
   float onehot;             // what it gets on top
 };
-
-void pair_gradients(const float* s, const float* t, float* gradient, std::int64_t n, Divergence divergence,
-                    const GradientRow& row, Exponent exponent) {
-  switch (divergence) {
-    case Divergence::kReverseKL:
-      return reverse_kl_gradients(s, t, gradient, n, row, exponent);
-    case Divergence::kForwardKL:
-      return forward_kl_gradients(s, t, gradient, n, row, exponent);
-    case Divergence::kJSD:
-      return jsd_gradients(s, t, gradient, n, row, exponent);
-  }
-}
 
 // A block of the gradient is complete before it is stored, so `out` may be the student's row.
 template <class T>

@@ -54,6 +54,23 @@ SOD_CLONES void widen_float16(const std::uint16_t* x, float* wide, std::int64_t 
   for (std::int64_t i = 0; i < n; ++i) wide[i] = float_from_float16(x[i]);
 }
 
+SOD_CLONES void gather_float32(const float* x, const std::int32_t* columns, float* out, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) out[i] = x[columns[i]];
+}
+
+SOD_CLONES void gather_bfloat16(const std::uint16_t* x, const std::int32_t* columns, float* out,
+                                std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) out[i] = float_from_bfloat16(x[columns[i]]);
+}
+
+SOD_CLONES void gather_float16(const std::uint16_t* x, const std::int32_t* columns, float* out,
+                               std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) out[i] = float_from_float16(x[columns[i]]);
+}
+
 SOD_CLONES void add_reverse_kl(PairState<double>& state, const float* student, const float* teacher,
                                std::int64_t n, double floor, Exponent exponent) {
   const float student_base = base_of(state.student_max);

@@ -24,6 +24,11 @@ float largest_of_float16(const std::uint16_t* x, float* wide, std::int64_t n);
 void widen_bfloat16(const std::uint16_t* x, float* wide, std::int64_t n);
 void widen_float16(const std::uint16_t* x, float* wide, std::int64_t n);
 
+// Entry i becomes x[columns[i]], widened.
+void gather_float32(const float* x, const std::int32_t* columns, float* out, std::int64_t n);
+void gather_bfloat16(const std::uint16_t* x, const std::int32_t* columns, float* out, std::int64_t n);
+void gather_float16(const std::uint16_t* x, const std::int32_t* columns, float* out, std::int64_t n);
+
 // Sums of a block relative to the maxima in `state`, added to it.
 void add_reverse_kl(PairState<double>& state, const float* student, const float* teacher, std::int64_t n,
                     double floor, Exponent exponent);

@@ -1,3 +1,4 @@
+#include "cpu/pair_rows.h"
 #include "cpu/rows.h"
 #include "cpu/step_kl.h"
 #include "sod/row_result.h"
@@ -155,6 +156,10 @@ void sum_steps(const Problem& problem, const ForwardOutputs& outputs) {
 }
 
 }  // namespace
+
+RowState pair_state(const float* student, const float* teacher, const Problem& problem, Exponent exponent) {
+  return forward_row(RowTriple<float>{student, teacher, nullptr}, problem, exponent);
+}
 
 void forward(const Problem& problem, const ForwardOutputs& outputs, int num_threads) {
   const Exponent exponent = make_exponent(problem.rows.temperature);

@@ -5,6 +5,7 @@ from sod_kernels.functional.hidden_topk import linear_topk_step_kl
 from sod_kernels.functional.log_probs import TokenLogProbs, token_log_probs
 from sod_kernels.functional.logits import step_kl
 from sod_kernels.functional.topk import topk_step_kl
+from sod_kernels.functional.units import unit_kl
 
 __all__ = [
     "TokenLogProbs",
@@ -13,4 +14,5 @@ __all__ = [
     "step_kl",
     "token_log_probs",
     "topk_step_kl",
+    "unit_kl",
 ]

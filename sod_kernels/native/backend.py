@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sod_kernels.native import loader, memory
+from sod_kernels.native.arguments import DIVERGENCES, addresses, dtype_number
+from sod_kernels.native.units import unit_backward, unit_forward
 from sod_kernels.types import (
     DivergenceSpec,
     LogProbGradients,
@@ -21,9 +22,17 @@ from sod_kernels.types import (
     TokenStats,
 )
 
-# The numbers of the enums in csrc/include/sod.
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_DIVERGENCES = {"reverse_kl": 0, "forward_kl": 1, "jsd": 2}
+__all__ = [
+    "availability",
+    "backward",
+    "forward",
+    "log_probs_backward",
+    "log_probs_forward",
+    "release_memory",
+    "unit_backward",
+    "unit_forward",
+]
+
 _NUM_STEP_COLUMNS = 5
 _NUM_LOG_PROB_STATE_COLUMNS = 2
 
@@ -77,7 +86,7 @@ def forward(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenS
     )
     library.forward(
         problem=_problem(library, "forward", inputs, spec),
-        outputs=library.Outputs(**_addresses(stats), num_steps=num_steps),
+        outputs=library.Outputs(**addresses(stats), num_steps=num_steps),
         **_execution(device),
     )
     return stats
@@ -111,10 +120,10 @@ def backward(
     student = inputs.student_logits
     library = loader.load(student.device.type)
     problem = _problem(library, "backward", inputs, spec)
-    gradient = _empty_like(student) if out is None else _checked("backward", out, student)
+    gradient = memory.empty_like(student) if out is None else _checked("backward", out, student)
     library.backward(
         problem=problem,
-        upstream=library.Upstream(**_addresses(upstream), row_state=row_state.data_ptr()),
+        upstream=library.Upstream(**addresses(upstream), row_state=row_state.data_ptr()),
         gradient=library.Gradient(data=gradient.data_ptr(), width=student.shape[-1]),
         **_execution(student.device),
     )
@@ -143,7 +152,7 @@ def log_probs_forward(inputs: LogProbInputs) -> LogProbStats:
     )
     library.log_probs_forward(
         problem=_log_prob_problem(library, "log_probs_forward", inputs),
-        outputs=library.LogProbOutputs(**_addresses(stats)),
+        outputs=library.LogProbOutputs(**addresses(stats)),
         **_execution(device),
     )
     return stats
@@ -171,13 +180,13 @@ def log_probs_backward(
     student = inputs.student_logits
     library = loader.load(student.device.type)
     problem = _log_prob_problem(library, "log_probs_backward", inputs)
-    gradient = _empty_like(student) if out is None else _checked("log_probs_backward", out, student)
+    gradient = memory.empty_like(student) if out is None else _checked("log_probs_backward", out, student)
     # The CUDA kernel writes over the logits before it comes back to those of the ids.
     picked = torch.empty_like(upstream.log_probs) if student.device.type == "cuda" else None
     library.log_probs_backward(
         problem=problem,
         upstream=library.LogProbUpstream(
-            **_addresses(upstream),
+            **addresses(upstream),
             row_state=row_state.data_ptr(),
             picked=0 if picked is None else picked.data_ptr(),
         ),
@@ -203,10 +212,6 @@ def release_memory() -> int:
     return num_bytes
 
 
-def _empty_like(tensor: Tensor) -> Tensor:
-    return memory.empty(tensor.shape, tensor.dtype, tensor.device)
-
-
 def _checked(function: str, out: Tensor, like: Tensor) -> Tensor:
     """Refuse memory that the kernels would spoil: they know of `out` only its address."""
     wanted = (like.shape, like.dtype, like.device)
@@ -227,12 +232,6 @@ def _checked(function: str, out: Tensor, like: Tensor) -> Tensor:
     return out
 
 
-def _addresses(tensors: NamedTuple) -> dict[str, int]:
-    """Name the addresses like their tensors, 0 where there is none; the caller keeps the tensors alive."""
-    fields: Iterable[tuple[str, Tensor]] = tensors._asdict().items()
-    return {name: tensor.data_ptr() if tensor.numel() else 0 for name, tensor in fields}
-
-
 def _logits(library: Any, logits: Tensor | None) -> Any:
     if logits is None:
         return library.Logits(data=0, stride_batch=0, stride_time=0)
@@ -242,13 +241,8 @@ def _logits(library: Any, logits: Tensor | None) -> Any:
 def _rows(
     library: Any, function: str, logits: Tensor, step_ids: Tensor, *, vocab_size: int, temperature: float
 ) -> Any:
-    if logits.dtype not in _DTYPES:
-        raise TypeError(
-            f"native {function}: student_logits has dtype {logits.dtype}, but the compiled kernels take "
-            'float32, bfloat16 and float16. Convert the logits, or use backend="reference".'
-        )
     return library.Rows(
-        dtype=_DTYPES[logits.dtype],
+        dtype=dtype_number(function, logits),
         batch=logits.shape[0],
         time=logits.shape[1],
         vocab_size=vocab_size,
@@ -271,7 +265,7 @@ def _problem(library: Any, function: str, inputs: TokenInputs, spec: DivergenceS
         student=_logits(library, inputs.student_logits),
         teacher=_logits(library, inputs.teacher_logits),
         reference=_logits(library, inputs.reference_logits),
-        divergence=_DIVERGENCES[spec.divergence],
+        divergence=DIVERGENCES[spec.divergence],
         beta=spec.beta,
         min_log_prob=-math.inf if spec.min_log_prob is None else spec.min_log_prob,
         sampled_ids=0 if inputs.sampled_ids is None else inputs.sampled_ids.data_ptr(),

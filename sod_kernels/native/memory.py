@@ -29,3 +29,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     if not is_large or loader.unavailable_reason("cpu") is not None:
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.frombuffer(loader.load("cpu").Pages(num_bytes), dtype=dtype).view(shape)
+
+
+def empty_like(tensor: Tensor) -> Tensor:
+    """Allocate an uninitialised, contiguous tensor of another's shape, dtype and device; see `empty`."""
+    return empty(tensor.shape, tensor.dtype, tensor.device)

@@ -14,12 +14,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sod_kernels.reference import units
 from sod_kernels.reference.log_probs import log_probs_backward, log_probs_forward
 from sod_kernels.reference.rows import blocks, mean
 from sod_kernels.segments import step_sums
 from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
+from sod_kernels.unit_types import UnitGradients, UnitInputs, UnitStats
 
-__all__ = ["availability", "backward", "forward", "log_probs_backward", "log_probs_forward"]
+__all__ = [
+    "availability",
+    "backward",
+    "forward",
+    "log_probs_backward",
+    "log_probs_forward",
+    "unit_backward",
+    "unit_forward",
+]
 
 
 class _Rows(NamedTuple):
@@ -277,3 +287,34 @@ def _entropy_gradient(rows: _Rows, state: Tensor) -> Tensor:
     """Gradient of H = -sum p log p with respect to s: -p (log p + H)."""
     entropy = state[..., RowState.STUDENT_ENTROPY, None]
     return torch.where(rows.log_p == -torch.inf, 0.0, -rows.log_p.exp() * (rows.log_p + entropy))
+
+
+def unit_forward(inputs: UnitInputs, spec: DivergenceSpec) -> UnitStats:
+    """Compute the divergence of every unit that is compared.
+
+    Args:
+        inputs: Logits, columns, rows and span scores.
+        spec: What to compute; its vocabulary is that of the shared columns.
+
+    Returns:
+        The statistics, in float32 (float64 for float64 logits).
+    """
+    return units.unit_forward(inputs, spec, forward)
+
+
+def unit_backward(
+    upstream: UnitGradients, inputs: UnitInputs, unit_state: Tensor, spec: DivergenceSpec, vocab_size: int
+) -> Tensor:
+    """Compute the gradient of the student's logits from that of the units.
+
+    Args:
+        upstream: Gradients of the divergences, and the terms of the span columns.
+        inputs: As in the forward sweep.
+        unit_state: From the forward sweep.
+        spec: As in the forward sweep.
+        vocab_size: Valid columns of the student.
+
+    Returns:
+        Contiguous gradient of `student_logits`' shape and dtype.
+    """
+    return units.unit_backward(upstream, inputs, unit_state, spec, vocab_size, backward)

@@ -81,7 +81,10 @@ def _signature(variant: Variant, dtype: str) -> tuple[dict[str, str], dict[str, 
     fixed = dict.fromkeys(("step_ids_ptr", "sampled_ids_ptr", "ids_ptr", "order_ptr", "edges_ptr"), "*i64")
     logits = ("student_ptr", "teacher_ptr", "reference_ptr", "grad_logits_ptr")
     fixed.update(dict.fromkeys(logits, _POINTERS[dtype]))
-    fixed.update(dict.fromkeys(("row_state_ptr", "step_sums_ptr"), "*fp64"))
+    fixed.update(dict.fromkeys(("row_state_ptr", "step_sums_ptr", "span_scores_ptr", "dense_ptr"), "*fp64"))
+    rows = ("student_rows_ptr", "teacher_rows_ptr", "excluded_ptr")
+    fixed.update(dict.fromkeys(rows, "*i64"))
+    fixed.update(dict.fromkeys(("student_columns_ptr", "teacher_columns_ptr"), "*i32"))
     fixed.update(rows_per_batch="i32", num_ids="i32")
     signature: dict[str, str] = {}
     constants = dict(variant.meta)

@@ -23,9 +23,18 @@ from sod_kernels.triton.launch import (
     sweep_meta,
 )
 from sod_kernels.triton.log_probs import log_probs_backward, log_probs_forward
+from sod_kernels.triton.units import unit_backward, unit_forward
 from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
-__all__ = ["availability", "backward", "forward", "log_probs_backward", "log_probs_forward"]
+__all__ = [
+    "availability",
+    "backward",
+    "forward",
+    "log_probs_backward",
+    "log_probs_forward",
+    "unit_backward",
+    "unit_forward",
+]
 
 
 def _inverse_temperature(spec: DivergenceSpec) -> tuple[float, ...]:

@@ -19,6 +19,8 @@ STEP_SUMS_WARPS = 8
 # Ids of a row that one pass of the small log-prob kernels takes; pairs of them are compared 32 x 32.
 LOG_PROB_BLOCK = 32
 LOG_PROB_WARPS = 4
+# Gathered columns come one by one, whatever the dtype of the logits; their numbers come as int32.
+UNIT_VECTOR = 4
 _VECTOR_BYTES = 16
 
 

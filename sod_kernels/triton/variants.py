@@ -17,6 +17,7 @@ from sod_kernels.triton.config import (
     SweepConfig,
 )
 from sod_kernels.triton.launch import first_measures, gradient_meta, needs_second_sweep, sweep_meta
+from sod_kernels.triton.units import unit_meta
 
 _KINDS = (
     ("reverse_kl", False),
@@ -99,7 +100,7 @@ def variants(config: LaunchConfig, dtype: torch.dtype, vocab_size: int) -> list[
             listed.append(_second_sweep(case, config.forward, sweep))
         listed.append(_finish_rows(case, config.forward))
     listed += _backwards(cases, config.backward, vocab_size)
-    return listed + _small_kernels(config.forward, vocab_size)
+    return listed + _small_kernels(config.forward, vocab_size) + _unit_kernels(config, vocab_size)
 
 
 def _first_sweeps(cases: list[_Case], config: SweepConfig, sweep: dict[str, int]) -> list[Variant]:
@@ -193,3 +194,45 @@ def _small_kernels(config: SweepConfig, vocab_size: int) -> list[Variant]:
     return [
         Variant(name=name, kernel=kernel, meta=meta, num_warps=warps) for name, kernel, meta, warps in listed
     ]
+
+
+def _unit_kernels(config: LaunchConfig, vocab_size: int) -> list[Variant]:
+    from sod_kernels.triton.unit_kernels import (
+        finish_units_kernel,
+        unit_columns_kernel,
+        unit_mixture_kernel,
+        unit_sweep_kernel,
+    )
+
+    forward, backward = config.forward, config.backward
+    sweep = unit_meta(forward, vocab_size)
+    columns = gradient_meta(backward, vocab_size, vocab_size)
+    listed = [
+        Variant(
+            name=f"unit_sweep-{measure}",
+            kernel=unit_sweep_kernel,
+            meta={"MEASURE": measure, **sweep},
+            num_warps=forward.num_warps,
+        )
+        for measure in ("reverse_kl", "forward_kl")
+    ]
+    listed.append(
+        Variant(name="unit_mixture", kernel=unit_mixture_kernel, meta=sweep, num_warps=forward.num_warps)
+    )
+    for divergence in ("reverse_kl", "forward_kl", "jsd"):
+        listed += [
+            Variant(
+                name=f"finish_units-{divergence}",
+                kernel=finish_units_kernel,
+                meta={"DIVERGENCE": divergence, "SPLITS": sweep["SPLITS"]},
+                absent=() if divergence == "jsd" else ("partial_ptr",),
+                num_warps=1,
+            ),
+            Variant(
+                name=f"unit_columns-{divergence}",
+                kernel=unit_columns_kernel,
+                meta={"DIVERGENCE": divergence, **columns},
+                num_warps=backward.num_warps,
+            ),
+        ]
+    return listed

@@ -70,7 +70,9 @@ def test_every_variant_every_target_and_every_dtype_of_a_kernel_fits_the_budgets
         # The table says so itself; the numbers are checked again in case its budgets are ever loosened.
         assert 0 < int(row["registers"]) <= (256 if row["target"] == "gfx942" else 128)
         assert int(row["shared"]) <= 16_384
-        if "sweep" in row["kernel"] or "backward" in row["kernel"]:
+        # Gathered columns come one by one.
+        is_gathered = row["kernel"].startswith("unit_")
+        if not is_gathered and ("sweep" in row["kernel"] or "backward" in row["kernel"]):
             assert int(row["loads128"]) >= (1 if "alone" in row["kernel"] else 2)
     assert {each["kernel"] for each in kernels} == names
     most = max(int(row["registers"]) for row in rows if row["kernel"].startswith("second_sweep"))

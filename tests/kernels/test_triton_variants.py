@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from unit_inputs import random_pair, run_with_gradient
 
 from sod_kernels.testing import make_case, make_log_prob_inputs
-from sod_kernels.triton import backend, log_probs
+from sod_kernels.triton import backend, log_probs, units
 from sod_kernels.triton import launch as launching
 from sod_kernels.triton.config import CONFIGS, INTERPRETER
 from sod_kernels.triton.variants import variants
@@ -45,7 +46,7 @@ def launched(monkeypatch):
         seen[fingerprint(kernel, meta, absent)] = num_warps
         launching.launch(kernel, programs, *args, num_warps=num_warps, **meta)
 
-    for module in (backend, log_probs):
+    for module in (backend, log_probs, units):
         monkeypatch.setattr(module, "launch", record)
     return seen
 
@@ -66,6 +67,9 @@ def test_everything_that_is_launched_is_listed_and_nothing_else(listed, launched
     inputs, upstream = make_log_prob_inputs(make_case("one_row", device=DEVICE))
     stats = backend.log_probs_forward(inputs)
     backend.log_probs_backward(upstream, inputs, stats.row_state)
+    pair = random_pair(lengths=[(2, 1)], dtype=torch.float32)
+    for divergence in ("reverse_kl", "forward_kl", "jsd"):
+        run_with_gradient(pair, backend="triton", divergence=divergence)
     unlisted = [key for key in launched if key not in listed]
     assert unlisted == []
     assert [variant.name for key, variant in listed.items() if key not in launched] == []
