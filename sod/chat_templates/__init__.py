@@ -1,9 +1,9 @@
 """Chat templates that write the token layout of a model family and only ever append, by name.
 
 The layout (special tokens, headers, roles, line breaks, what ends a turn) is the family's; the words that
-introduce tools are ours. Many templates of checkpoints drop earlier thinking, or an empty thinking block,
-when a later message arrives. Rolled out turn by turn, such a model would be trained on conversations that it
-never sees in use; `[student] chat_template = "hermes"` or another name of `TEMPLATES` does not.
+introduce tools are ours, and a default system message is never added. Many templates of checkpoints drop
+earlier thinking, or an empty thinking block, when a later message arrives. Rolled out turn by turn, such a
+model would be trained on conversations that it never sees in use.
 """
 
 from __future__ import annotations
@@ -30,21 +30,16 @@ class NamedTemplate:
         text: Jinja source.
         markers: Texts that the tokenizer must hold as one token each, or the model would read a layout that
             it never saw.
-        rewrites: Whether it drops thinking from the history when a user message follows, as published for
-            this family. Such a template needs `[student] history_rewrites = "fork"` wherever users follow.
     """
 
     name: TemplateName
     text: str
     markers: tuple[str, ...]
-    rewrites: bool = False
 
 
-def _named(
-    name: TemplateName, file: str, markers: tuple[str, ...], *, rewrites: bool = False
-) -> NamedTemplate:
+def _named(name: TemplateName, file: str, markers: tuple[str, ...]) -> NamedTemplate:
     text = files("sod.chat_templates").joinpath(f"{file}.jinja").read_text(encoding="utf-8")
-    return NamedTemplate(name=name, text=text, markers=markers, rewrites=rewrites)
+    return NamedTemplate(name=name, text=text, markers=markers)
 
 
 TEMPLATES: Mapping[TemplateName, NamedTemplate] = MappingProxyType(
@@ -58,8 +53,9 @@ TEMPLATES: Mapping[TemplateName, NamedTemplate] = MappingProxyType(
             _named("hermes", "hermes", _CHATML),
             _named("qwen2.5", "qwen2_5", _CHATML),
             _named("qwen3", "hermes", _CHATML),
-            # As Qwen3 is published: thinking before the last user message is dropped.
-            _named("qwen3-strip", "qwen3_strip", _CHATML, rewrites=True),
+            # As Qwen3 is published: thinking before the last user message is dropped, which needs
+            # [student] history_rewrites = "fork" where users speak again.
+            _named("qwen3-strip", "qwen3_strip", _CHATML),
             _named("llama3", "llama3", _LLAMA),
             # The family has no system or tool role: both are written into user turns.
             _named("gemma", "gemma", ("<bos>", "<start_of_turn>", "<end_of_turn>")),

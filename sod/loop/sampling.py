@@ -16,6 +16,7 @@ from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
 from sod.evaluate import EvalResult, summarise
 from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.history import History
 from sod.seeding import derive_seed
 from sod.tools import ToolRunner
 from sod.types import Task, Trajectory
@@ -109,6 +110,9 @@ class Sampler:
                 seed=seed,
                 runner=self.runner,
                 num_samples=num_samples,
+                history=History(
+                    window={"full": None, "window": rollout.history_window, "per_turn": 0}[rollout.history]
+                ),
                 progress=progress,
             )
 
