@@ -51,7 +51,7 @@ class StudentSection(ModelSection):
     enable_thinking: bool | None = None
     """Passed to the chat template; None leaves the template's own default."""
     chat_template: Literal["own", TemplateName] = "own"
-    """"own" is the checkpoint's; another name is ours of that family, which never rewrites its history."""
+    """"own" is the checkpoint's; another name is ours for that family of models; see docs/tokens.md."""
     call_format: Literal["auto", CallFormat] = "auto"
     """How the student writes calls; "auto": as the environment asks, else as the template writes them."""
     history_rewrites: Literal["refuse", "fork"] = "refuse"

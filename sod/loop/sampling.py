@@ -110,9 +110,7 @@ class Sampler:
                 seed=seed,
                 runner=self.runner,
                 num_samples=num_samples,
-                history=History(
-                    window={"full": None, "window": rollout.history_window, "per_turn": 0}[rollout.history]
-                ),
+                history=History(window=None if rollout.history == "full" else rollout.history_window or 0),
                 progress=progress,
             )
 

@@ -11,8 +11,11 @@ from sod.types import ToolCall
 TOOL = "python"
 ARGUMENT = "code"
 
-# The fences stand at the beginning of a line; a block without an end runs to the end of the turn.
-_BLOCK = re.compile(r"^```(?:python|py)[ \t]*\n(.*?)(^```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_LANGUAGES = ("python", "py")
+
+# Blocks of any language, so that a fence within one of another opens nothing. The fences stand at the
+# beginning of a line; a block without an end runs to the end of the turn.
+_BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)(^```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def parse_fences(text: str, *, starts_in_thought: bool = False) -> ParsedTurn:
@@ -28,12 +31,17 @@ def parse_fences(text: str, *, starts_in_thought: bool = False) -> ParsedTurn:
         The parsed turn; each block is a call of `python` with the argument `code`.
     """
     thought, spoken = split_thought(text, starts_in_thought=starts_in_thought)
-    calls = tuple(_read(match) for match in _BLOCK.finditer(spoken))
-    return ParsedTurn(text=text, content=_BLOCK.sub("", spoken).strip(), calls=calls, thought=thought)
+    calls = tuple(_read(match) for match in _BLOCK.finditer(spoken) if _is_python(match))
+    content = _BLOCK.sub(lambda match: "" if _is_python(match) else match.group(), spoken)
+    return ParsedTurn(text=text, content=content.strip(), calls=calls, thought=thought)
+
+
+def _is_python(match: re.Match[str]) -> bool:
+    return match.group(1).strip() in _LANGUAGES
 
 
 def _read(match: re.Match[str]) -> ToolCall | ParseFailure:
-    code, closing = match.groups()
+    _, code, closing = match.groups()
     if not closing:
         return ParseFailure(text=match.group(0), reason="the code block is not closed by a line ```")
     if not code.strip():
