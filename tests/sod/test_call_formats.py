@@ -123,8 +123,23 @@ def test_what_was_thought_is_apart_from_what_was_said():
 
 
 pieces = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "<action>", "</action>", "<think>", "</think>", "```", "```python", "\n"]
-    + ["{", "}", "[", '"name"', ":", '"parameters"', ",", ";", "<|python_tag|>", CALL, '{"name": "a"}']  # noqa: RUF005
+    [
+        *("<tool_call>", "</tool_call>", "<action>", "</action>", "<think>", "</think>", "```", "```python"),
+        *(
+            "\n",
+            "{",
+            "}",
+            "[",
+            '"name"',
+            ":",
+            '"parameters"',
+            ",",
+            ";",
+            "<|python_tag|>",
+            CALL,
+            '{"name": "a"',
+        ),
+    ]
 )
 
 

@@ -1,8 +1,8 @@
 """A thousand random conversations through every template: ids, masks and log-probs are those of the engine.
 
 The engine is scripted by a random generator and keeps its own books: what it was given, what it sampled. It
-samples whole calls, broken calls and text, spelt as a tokenizer would and not, and plain noise: any id at all,
-special tokens, halves of characters. Everything between it and the token sequences is real.
+samples whole calls, broken calls and text, spelt as a tokenizer would and not, and plain noise: any id at
+all, special tokens, halves of characters. Everything between it and the token sequences is real.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -215,7 +216,7 @@ def check_against_the_books(books, trajectories):
 def check_drift(renderer, trajectory):
     """A sequence re-tokenises to itself exactly where each of its turns is classified so."""
     bounds = [*trajectory.segments, len(trajectory.turns)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         turns = trajectory.turns[start:end]
         is_last = end == len(trajectory.turns)
         assert [turn.drift is Drift.FORK for turn in turns] == [False] * (len(turns) - 1) + [not is_last]
