@@ -158,7 +158,7 @@ class ChatRenderer:
         turn_kind = self._kind_of(last_sampled_ids, kind)
         ids = self._cached_ids(expected.text + text)
         start = first_of(ids, self.stop_ids)
-        if turn_kind == kind:
+        if self._closings[turn_kind].ids == expected.ids:
             return ids[start + expected.num_written(last_sampled_ids, self.stop_ids) :]
         end = start + len(expected.ids)
         if ids[start:end] != expected.ids:

@@ -35,10 +35,19 @@ def parse_json_calls(text: str, *, starts_in_thought: bool = False) -> ParsedTur
     body = spoken.strip()
     is_marked = body.startswith(_PYTHON_TAG)
     body = body.removeprefix(_PYTHON_TAG)
-    if not (is_marked or _BEGINS_AS_CALL.match(body)):
+    if not (is_marked or _BEGINS_AS_CALL.match(body) or _has_arguments(body)):
         return ParsedTurn(text=text, content=body, thought=thought)
     calls, rest = _read_calls(body)
     return ParsedTurn(text=text, content=rest, calls=tuple(calls), thought=thought)
+
+
+def _has_arguments(body: str) -> bool:
+    """Whether the first object is a call in all but the name, which may be missing or misspelt."""
+    decoded = decode_json(body) if body[:1] in ("{", "[") else ""
+    if isinstance(decoded, str):
+        return False
+    first = decoded[0][0] if isinstance(decoded[0], list) and decoded[0] else decoded[0]
+    return isinstance(first, dict) and any(key in first for key in _KEYS)
 
 
 def _read_calls(body: str) -> tuple[list[Call], str]:

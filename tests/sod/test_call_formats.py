@@ -42,6 +42,8 @@ def test_json_calls(text, expected):
         ('{"name": "add", "parameters": {"a": 1}', "not valid JSON: Expecting ',' delimiter at character 38"),
         ('{"name": "add"}', 'the key "parameters" is missing'),
         ('{"parameters": {}}', 'the key "name" is missing'),
+        ('{"nme": "add", "parameters": {}}', 'the key "name" is missing'),
+        ('[{"tool": "add", "arguments": {}}]', 'the key "name" is missing'),
         ('{"name": 3, "parameters": {}}', '"name" must be a non-empty string, got a number'),
         ('{"name": "a", "parameters": [1]}', '"parameters" must be a JSON object, got a list'),
         ('{"name": "a", "arguments": "{}"}', '"arguments" must be a JSON object, got a string'),
@@ -60,7 +62,7 @@ def test_a_json_call_that_breaks_after_a_good_one_leaves_the_good_one():
     turn = parse_json_calls(CALL + '; {"name": ')
     assert turn.calls[0] == ADD
     assert isinstance(turn.calls[1], ParseFailure)
-    assert turn.calls[1].text == '{"name": '
+    assert turn.calls[1].text == '{"name":'
 
 
 def test_what_follows_a_json_call_is_content():
@@ -69,7 +71,7 @@ def test_what_follows_a_json_call_is_content():
 
 
 @pytest.mark.parametrize(
-    "text", ['{"answer": 42}', "[1, 2]", "The call is " + CALL, "{x: y}", "", '{"names": ["add"]}']
+    "text", ['{"answer": 42}', "[1, 2]", "[]", "The call is " + CALL, "{x: y}", "", '{"names": ["add"]}']
 )
 def test_json_answers_are_no_calls(text):
     turn = parse_json_calls(text)

@@ -161,7 +161,7 @@ class Talk:
         pass
 
 
-def roll_out(kind, name, **options):
+def roll_out(kind, name, *, num_conversations=NUM_CONVERSATIONS, **options):
     tokenizer = trained_tokenizer(kind, name)
     rewrites = "fork" if name == "qwen3-strip" else "refuse"
     renderer = ChatRenderer(
@@ -180,7 +180,7 @@ def roll_out(kind, name, **options):
     engine = OddEngine(Writer(tokenizer, renderer))
     tasks = [
         Task(task_id=str(n), messages=({"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]},))
-        for n in range(NUM_CONVERSATIONS)
+        for n in range(num_conversations)
     ]
     with ToolRunner((add,), timeout_s=30.0) as runner:
         trajectories = collect(
@@ -234,8 +234,8 @@ def check_that_no_call_is_lost(renderer, trajectory):
         spoken = text.partition("</think>")[2] if text.lstrip().startswith("<think>") else text
         if renderer.call_format == "hermes":
             assert len(turn.results) == spoken.count("<tool_call>")
-        elif '{"n' in spoken[:8]:
-            assert len(turn.results) == spoken.count('{"n')
+        elif spoken.startswith(('{"name": "add", "parameters"', '{"nme": "add", "parameters"')):
+            assert len(turn.results) == spoken.count('{"n') + spoken.count('{" n') + spoken.count('{ "n')
         assert len(turn.calls) <= len(turn.results)
 
 
@@ -271,9 +271,10 @@ def check_the_text(name, renderer, environments, trajectories):
 
 
 @pytest.mark.parametrize("window", [0, 2])
-def test_turns_of_their_own_are_in_the_books_too(window, monkeypatch):
-    monkeypatch.setattr("tests.sod.test_token_fidelity.NUM_CONVERSATIONS", 60)
-    renderer, books, _, trajectories = roll_out("sentencepiece_like", "gemma", history=History(window=window))
+def test_turns_of_their_own_are_in_the_books_too(window):
+    renderer, books, _, trajectories = roll_out(
+        "sentencepiece_like", "gemma", num_conversations=60, history=History(window=window)
+    )
     check_against_the_books(books, trajectories)
     for trajectory in trajectories:
         check_drift(renderer, trajectory)
