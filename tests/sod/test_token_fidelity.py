@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 
@@ -23,7 +24,7 @@ from sod.rollout.collector import RolloutLimits, collect
 from sod.rollout.history import History
 from sod.tokenization import tokenize_trajectory
 from sod.tools import ToolRunner, tool
-from sod.types import Drift, StopReason, Task
+from sod.types import Drift, StopReason, Task, Trajectory
 from tests.sod.trained_tokenizers import KINDS, trained_tokenizer
 
 NUM_CONVERSATIONS = 500
@@ -104,20 +105,22 @@ class Writer:
         key = {"hermes": "arguments", "json": "parameters"}[renderer.call_format]
         call = f'{{"name": "add", "{key}": {{"a": 12, "b": 34}}}}'
         opening, closing = ("<tool_call>\n", "\n</tool_call>") if key == "arguments" else ("", "")
-        self._texts = (
-            opening + call + closing,
-            (opening + call + closing + "\n") * 2,
-            opening + call[:-2] + closing,
-            opening + call.replace('"name"', '"nme"') + closing,
-            "<think>\nadd them\n</think>\n\n" + opening + call + closing,
-            "The answer is 42",
-            "",
-            "<think>cut off",
-            "你好 🙂",
-        )
+        one = opening + call + closing
+        # With the number of answers that each must get.
+        self.texts = {
+            one: 1,
+            f"{one}\n{one}": 2,
+            opening + call[:-2] + closing: 1,
+            one.replace('"name"', '"nme"'): 1,
+            f"<think>\nadd them\n</think>\n\n{one}": 1,
+            "The answer is 42": 0,
+            "": 0,
+            "<think>cut off": 0,
+            "你好 🙂": 0,
+        }
 
     def __call__(self, rng):
-        ids = self._noise(rng) if rng.random() < 0.3 else self._spelt(rng, rng.choice(self._texts))
+        ids = self._noise(rng) if rng.random() < 0.3 else self._spelt(rng, rng.choice(list(self.texts)))
         return (*ids, self._stop) if rng.random() < 0.8 or not ids else ids
 
     def _noise(self, rng):
@@ -161,6 +164,13 @@ class Talk:
         pass
 
 
+class Rolled(NamedTuple):
+    books: list[Book]
+    texts: dict[str, int]
+    environments: list[Talk]
+    trajectories: list[Trajectory]
+
+
 def roll_out(kind, name, *, num_conversations=NUM_CONVERSATIONS, **options):
     tokenizer = trained_tokenizer(kind, name)
     rewrites = "fork" if name == "qwen3-strip" else "refuse"
@@ -177,7 +187,8 @@ def roll_out(kind, name, *, num_conversations=NUM_CONVERSATIONS, **options):
         environments.append(Talk(task))
         return environments[-1]
 
-    engine = OddEngine(Writer(tokenizer, renderer))
+    writer = Writer(tokenizer, renderer)
+    engine = OddEngine(writer)
     tasks = [
         Task(task_id=str(n), messages=({"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]},))
         for n in range(num_conversations)
@@ -194,7 +205,7 @@ def roll_out(kind, name, *, num_conversations=NUM_CONVERSATIONS, **options):
             runner=runner,
             **options,
         )
-    return renderer, engine.books, environments, trajectories
+    return renderer, Rolled(engine.books, writer.texts, environments, trajectories)
 
 
 def check_against_the_books(books, trajectories):
@@ -227,37 +238,40 @@ def check_drift(renderer, trajectory):
             assert is_same == all(turn.drift is Drift.CLEAN for turn in known)
 
 
-def check_that_no_call_is_lost(renderer, trajectory):
+def check_that_no_call_is_lost(renderer, texts, trajectory):
     """Every attempt at a call has an answer: a result or the reason why it could not be read."""
+    num_known = 0
     for turn in trajectory.turns:
-        text = renderer.decode(turn.sampled_ids)
-        spoken = text.partition("</think>")[2] if text.lstrip().startswith("<think>") else text
+        parsed = renderer.parse(turn.sampled_ids)
+        if parsed.text in texts:
+            num_known += 1
+            assert len(turn.results) == texts[parsed.text]
         if renderer.call_format == "hermes":
-            assert len(turn.results) == spoken.count("<tool_call>")
-        elif spoken.startswith(('{"name": "add", "parameters"', '{"nme": "add", "parameters"')):
-            assert len(turn.results) == spoken.count('{"n') + spoken.count('{" n') + spoken.count('{ "n')
+            assert len(turn.results) == parsed.spoken.count("<tool_call>")
         assert len(turn.calls) <= len(turn.results)
+    return num_known
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_thousand_conversations(name, kind):
-    renderer, books, environments, trajectories = roll_out(kind, name)
+    renderer, rolled = roll_out(kind, name)
+    trajectories = rolled.trajectories
     assert len(trajectories) == NUM_CONVERSATIONS
-    check_against_the_books(books, trajectories)
+    check_against_the_books(rolled.books, trajectories)
     for trajectory in trajectories:
         check_drift(renderer, trajectory)
-        check_that_no_call_is_lost(renderer, trajectory)
+    assert sum(check_that_no_call_is_lost(renderer, rolled.texts, each) for each in trajectories) > 500
     shares = rollout_metrics(trajectories)
-    assert shares["drift/clean"] > 0.2
+    assert shares["drift/clean"] > 0.1
     assert shares["drift/realign"] > 0.1
     assert (shares["drift/fork"] > 0.01) == (name == "qwen3-strip")
     assert shares["drift/clean"] + shares["drift/realign"] + shares["drift/fork"] == pytest.approx(1.0)
     if kind == "byte_level":
-        check_the_text(name, renderer, environments, trajectories)
+        check_the_text(renderer, rolled.environments, trajectories)
 
 
-def check_the_text(name, renderer, environments, trajectories):
+def check_the_text(renderer, environments, trajectories):
     """What the student read and wrote last is the conversation as the template writes it as a whole."""
     for environment, trajectory in list(zip(environments, trajectories, strict=True))[:100]:
         turns = trajectory.turns[trajectory.segments[-1] :]
@@ -272,10 +286,10 @@ def check_the_text(name, renderer, environments, trajectories):
 
 @pytest.mark.parametrize("window", [0, 2])
 def test_turns_of_their_own_are_in_the_books_too(window):
-    renderer, books, _, trajectories = roll_out(
+    renderer, rolled = roll_out(
         "sentencepiece_like", "gemma", num_conversations=60, history=History(window=window)
     )
-    check_against_the_books(books, trajectories)
-    for trajectory in trajectories:
+    check_against_the_books(rolled.books, rolled.trajectories)
+    for trajectory in rolled.trajectories:
         check_drift(renderer, trajectory)
         assert trajectory.segments == tuple(range(len(trajectory.turns)))
