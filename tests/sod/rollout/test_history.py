@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sod.chat import ChatRenderer
 from sod.chat_templates import TEMPLATES
 from sod.engines.base import SamplingParams
+from sod.engines.hf import HFEngine
 from sod.engines.scripted import ScriptedEngine
 from sod.envs.base import StepResult
 from sod.evaluate import rollout_metrics
@@ -201,3 +203,30 @@ def test_forks_are_only_where_something_is_rewritten():
     _, (refusing,) = roll_out([3], scripts, template="qwen3")
     assert kept == refusing
     assert kept.segments == (0,)
+
+
+def test_sampled_log_probs_are_those_of_each_sequence_by_itself(tiny_model, tiny_tokenizer):
+    renderer = ChatRenderer(tiny_tokenizer, observation_roles=("user",))
+    with ToolRunner((), timeout_s=5.0) as runner:
+        trajectories = collect(
+            [Task(task_id=str(n), messages=OPENING, fields={"turns": n}) for n in (3, 2)],
+            engine=HFEngine(tiny_model, pad_id=renderer.pad_id),
+            renderer=renderer,
+            environment_factory=Maze,
+            limits=RolloutLimits(max_turns=9, max_turn_tokens=12, max_trajectory_tokens=400),
+            params=SamplingParams(max_turn_tokens=12, stop_ids=renderer.stop_ids),
+            seed=4,
+            runner=runner,
+            history=History(window=1),
+        )
+    assert [trajectory.segments for trajectory in trajectories] == [(0, 1, 2), (0, 1)]
+    for trajectory in trajectories:
+        for sequence in tokenize_trajectory(trajectory):
+            with torch.no_grad():
+                log_probs = tiny_model(sequence.input_ids[None]).logits[0, :-1].log_softmax(-1)
+            expected = log_probs.gather(-1, sequence.input_ids[1:, None])[:, 0]
+            at_response = sequence.response_mask[1:]
+            assert at_response.any()
+            assert torch.allclose(sequence.log_probs[1:][at_response], expected[at_response], atol=1e-5)
+    # A later sequence has draws of its own.
+    assert trajectories[0].turns[0].sampled_ids != trajectories[0].turns[1].sampled_ids
