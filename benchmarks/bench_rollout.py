@@ -29,7 +29,7 @@ from sod.engines.base import Generation, SamplingParams
 from sod.engines.hf import HFEngine
 from sod.models import build_qwen3
 
-PAD = 0
+PAD, STOP = 0, 1
 PROFILES = {
     # name: (vocabulary, width, layers, heads)
     "tiny": (512, 64, 2, 4),
@@ -49,7 +49,7 @@ class Shape:
         prompt: Mean tokens of a prompt; from half of it to one and a half.
         observation: Mean tokens of an observation, as spread.
         turn: Most tokens of a turn.
-        mean_turn: Tokens after which a turn ends on average, if the model were a die.
+        mean_turn: Tokens after which a turn ends on average; as with a die, so lengths vary as an agent's do.
         seed: Of weights, prompts and observations.
     """
 
@@ -68,11 +68,8 @@ class Conversations:
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
-        vocab = PROFILES[shape.profile][0]
-        self.stop_ids = tuple(range(1, 1 + max(1, vocab // shape.mean_turn)))
-        self.rows = [
-            self._draw(row, 0, shape.prompt, first=1 + len(self.stop_ids)) for row in range(shape.rows)
-        ]
+        self.stop_ids = (STOP,)
+        self.rows = [self._draw(row, 0, shape.prompt) for row in range(shape.rows)]
         self.prompts = [tuple(row) for row in self.rows]
         self.num_turns = [0] * shape.rows
         self.num_sampled = 0
@@ -84,14 +81,14 @@ class Conversations:
         self.num_turns[row] += 1
         if self.num_turns[row] == self._shape.turns:
             return None
-        ids = self._draw(row, self.num_turns[row], self._shape.observation, first=1)
+        ids = self._draw(row, self.num_turns[row], self._shape.observation)
         self.rows[row] += ids
         return tuple(ids)
 
-    def _draw(self, row: int, turn: int, mean: int, *, first: int) -> list[int]:
+    def _draw(self, row: int, turn: int, mean: int) -> list[int]:
         rng = random.Random(hash((self._shape.seed, row, turn)))
         vocab = PROFILES[self._shape.profile][0]
-        return [rng.randrange(first, vocab) for _ in range(rng.randrange(mean // 2, mean + mean // 2 + 1))]
+        return [rng.randrange(STOP + 1, vocab) for _ in range(rng.randrange(mean // 2, mean + mean // 2 + 1))]
 
 
 def make_model(shape: Shape) -> Any:
@@ -112,6 +109,14 @@ def make_model(shape: Shape) -> Any:
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(3.0)
+
+    def end_turns(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """A random model would never end a turn, or always at the same place: let token and position say."""
+        die = (7919 * kwargs["input_ids"][:, -1] + 104729 * kwargs["position_ids"][:, -1]) % 1009
+        output.logits[:, -1, STOP] = torch.where(die * shape.mean_turn < 1009, 1e4, -1e4)
+        return output
+
+    model.register_forward_hook(end_turns, with_kwargs=True)
     return model.eval()
 
 

@@ -397,7 +397,7 @@ def test_drift_is_what_a_tokenizer_would_have_done_otherwise(kind):
     stop = tokenizer.eos_token_id
     answer = ids_of(tokenizer, "<|im_start|>The answer is 42")[1:]
     assert renderer.drift(prompt, (*answer, stop)) is Drift.CLEAN
-    spelt = tuple(token for letter in "answer" for token in ids_of(tokenizer, f"<think>{letter}")[1:])
+    spelt = tuple(token for letter in "answer" for token in ids_of(tokenizer, f"<|im_start|>{letter}")[1:])
     assert renderer.decode((stop, *spelt)) == "<|im_end|>answer"
     assert renderer.drift(prompt, (*spelt, stop)) is Drift.REALIGN
     observation = renderer.observation_ids((*answer, stop), [USER])
