@@ -90,7 +90,8 @@ class _Batch:
         # Padding comes first, tokens keep their order; keys carry their positions with them.
         order = self.attention_mask.argsort(dim=-1, stable=True)[:, -longest:]
         self.attention_mask = self.attention_mask.gather(-1, order)
-        for layer in self.cache.layers:
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
             index = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[-1])
             layer.keys = layer.keys.gather(2, index)
             index = index[..., :1].expand(-1, -1, -1, layer.values.shape[-1])
