@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from sod.chat_templates import TemplateName
 from sod.config_algorithms import ALGORITHMS, AlgorithmSection, SODSection
+from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, PathOrName, Section
 from sod.errors import ConfigError
 from sod.parsing import CallFormat
@@ -268,6 +269,8 @@ class RunConfig:
     """How it is optimised."""
     rollout: RolloutSection = field(default_factory=RolloutSection)
     """How the student is sampled."""
+    reward: RewardSection = field(default_factory=RewardSection)
+    """How training shapes what the environment gives."""
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     """Evaluation on held-out tasks."""
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)

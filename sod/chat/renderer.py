@@ -44,10 +44,12 @@ class ChatRenderer:
         tools: Offered where `prompt_ids` is not given other tools.
         call_format: How calls are written and read.
         rewrites: What happens where the template rewrites its history: "refuse" or "fork".
+        can_think: Whether the template knows thinking and it is not switched off.
     """
 
     stop_ids: tuple[int, ...]
     pad_id: int
+    can_think: bool
     tools: tuple[Tool, ...]
     call_format: CallFormat
     rewrites: Rewrites
@@ -93,7 +95,7 @@ class ChatRenderer:
         header = self._render([_USER], header=True)
         self._starts_in_thought = header.rstrip().endswith(THINK_OPEN)
         self._thought_opening = header[header.rindex(THINK_OPEN) :] if self._starts_in_thought else ""
-        self._can_think = THINK_OPEN in self._template.source and enable_thinking is not False
+        self.can_think = THINK_OPEN in self._template.source and enable_thinking is not False
         after_plain = self._after_mark([_USER, _PLAIN], header=False)
         self.stop_ids = find_stops(tokenizer, self._encode, stop_tokens, after_plain)
         self._stop_texts = [self.decode([stop_id]) for stop_id in self.stop_ids]
@@ -369,7 +371,7 @@ class ChatRenderer:
 
     def _grow(self, role: str) -> None:
         """Grow a conversation by two rounds of turn and observation; every rendering must extend the last."""
-        thought = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\n" if self._can_think else ""
+        thought = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\n" if self.can_think else ""
         turn = {**(_CALL if role == "tool" else _PLAIN)}
         turn["content"] = thought + turn["content"]
         observation = {"role": role, "content": "observation"}

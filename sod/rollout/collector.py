@@ -15,6 +15,7 @@ from sod.envs.base import Environment, EnvironmentFactory, StepResult
 from sod.errors import RolloutError
 from sod.parsing import ParsedTurn
 from sod.rollout.history import History, PastTurn, summary_prompt, text_of
+from sod.tools import ToolUnavailableError
 from sod.types import (
     Drift,
     EndReason,
@@ -263,7 +264,13 @@ class _Session:
                 self.last_unavailable = f"{result.name}: {result.text}"
                 row.close()
                 return None
-        step = row.environment.step(turn, results)
+        try:
+            step = row.environment.step(turn, results)
+        except ToolUnavailableError as error:
+            # What scores the answer is down: no score at all, and never a made-up one.
+            self.last_unavailable = str(error)
+            row.close()
+            return None
         made = self._turn(row, generation, turn, step)
         row.reward += step.reward
         if step.is_done or len(row.turns) + 1 == self._limits.max_turns:
