@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.chat import ChatRenderer
-from sod.chat_templates import HERMES_TEMPLATE
+from sod.chat_templates import TEMPLATES
 from sod.config import RunConfig, StudentSection, TeacherSection
 from sod.data import expert_trajectories, load_tasks
 from sod.envs.base import EnvironmentFactory
@@ -283,13 +283,17 @@ def make_renderer(
     Raises:
         TemplateError: If the chat template rewrites what came before.
     """
-    return ChatRenderer(
-        tokenizer,
-        tools=environment.tools if environment is not None else (),
-        stop_tokens=environment.stop_tokens if environment is not None else (),
-        enable_thinking=student.enable_thinking if student is not None else None,
-        chat_template=HERMES_TEMPLATE if student is not None and student.chat_template == "hermes" else None,
-    )
+    options: dict[str, Any] = {}
+    if environment is not None:
+        options |= {"tools": environment.tools, "stop_tokens": environment.stop_tokens}
+        options |= {"call_format": environment.call_format}
+    if student is not None:
+        options |= {"enable_thinking": student.enable_thinking, "rewrites": student.history_rewrites}
+        if student.chat_template != "own":
+            options["chat_template"] = TEMPLATES[student.chat_template]
+        if student.call_format != "auto":
+            options["call_format"] = student.call_format
+    return ChatRenderer(tokenizer, **options)
 
 
 def load_task_file(config: RunConfig, which: Literal["train", "eval"]) -> Sequence[Task]:

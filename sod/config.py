@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from sod.chat_templates import TemplateName
 from sod.config_algorithms import ALGORITHMS, AlgorithmSection, SODSection
 from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, PathOrName, Section
 from sod.errors import ConfigError
+from sod.parsing import CallFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,12 @@ class StudentSection(ModelSection):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None leaves the template's own default."""
-    chat_template: Literal["own", "hermes"] = "own"
-    """"own" is the checkpoint's; "hermes" is our append-only one, for those that rewrite their history."""
+    chat_template: Literal["own", TemplateName] = "own"
+    """"own" is the checkpoint's; another name is ours for that family of models; see docs/tokens.md."""
+    call_format: Literal["auto", CallFormat] = "auto"
+    """How the student writes calls; "auto": as the environment asks, else as the template writes them."""
+    history_rewrites: Literal["refuse", "fork"] = "refuse"
+    """Where the template rewrites earlier turns: "refuse" stops, "fork" begins a new token sequence there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +106,11 @@ class RolloutSection(Section):
     max_turn_tokens: Annotated[int, Above(0)] = 2048
     """Tokens sampled in one turn."""
     max_trajectory_tokens: Annotated[int, Above(0)] = 8192
-    """Tokens in a trajectory, prompt and observations included."""
+    """Tokens in a sequence of a trajectory, prompt and observations included."""
+    history: Literal["full", "window", "per_turn"] = "full"
+    """What a turn reads: the whole growing sequence, or a prompt of its own with or without a summary."""
+    history_window: Annotated[int, Above(0)] | None = None
+    """Turns that the summary tells, for history = "window"."""
     temperature: Annotated[float, Above(0)] = 1.0
     """Sampling temperature of training rollouts."""
     top_p: Annotated[float, Above(0), AtMost(1)] = 1.0
@@ -113,6 +123,17 @@ class RolloutSection(Section):
     """Deadline in seconds of a call to a tool that has no deadline of its own."""
     max_observation_chars: Annotated[int, AtLeast(64)] = 8192
     """Longest text that a tool call gives back, in characters; the middle is cut out."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that `history_window` is given exactly where it is read."""
+        super().__post_init__()
+        if self.history == "window" and self.history_window is None:
+            raise ConfigError('[rollout] history_window is missing; history = "window" tells that many turns')
+        if self.history != "window" and self.history_window is not None:
+            raise ConfigError(
+                f'[rollout] history_window = {self.history_window}: belongs to history = "window", but '
+                f'history = "{self.history}"; remove one of the two'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sod.estimators import bootstrap_error, pass_at_k
-from sod.types import Trajectory
+from sod.types import Drift, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,9 @@ def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
     spread = math.fsum((value - mean) ** 2 for value in means)
     stderr = math.sqrt(spread / (len(means) - 1) / len(means)) if len(means) > 1 else math.nan
     metrics = {
-        key.replace("rollout/", "eval/").replace("tool/", "eval/tool_"): value
+        key.replace("rollout/", "eval/")
+        .replace("tool/", "eval/tool_")
+        .replace("drift/", "eval/drift_"): value
         for key, value in rollout_metrics(trajectories).items()
     }
     metrics |= {"eval/success_mean": mean, "eval/success_stderr": stderr, "eval/tasks": float(len(means))}
@@ -95,6 +97,9 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
     for reason in sorted({str(trajectory.end_reason) for trajectory in trajectories}):
         metrics[f"rollout/end_{reason}"] = sum(str(t.end_reason) == reason for t in trajectories) / count
+    looked_at = [turn.drift for turn in turns if turn.drift is not None]
+    for drift in Drift if looked_at else ():
+        metrics[f"drift/{drift}"] = looked_at.count(drift) / len(looked_at)
     for outcome in sorted({str(result.outcome) for result in calls}):
         metrics[f"tool/{outcome}"] = sum(str(r.outcome) == outcome for r in calls) / len(calls)
     return metrics

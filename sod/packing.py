@@ -122,9 +122,6 @@ def pack(
 
     Returns:
         Microbatches, longest first; the same input gives the same batches.
-
-    Raises:
-        DataError: For a response token that nothing comes before.
     """
     chosen = [i for i in indices if any(bool(s.response_mask.any()) for s in trajectories[i])]
     chosen.sort(key=lambda i: (-_longest(trajectories[i]), i))
@@ -168,11 +165,6 @@ def _pad(group: Sequence[Sequence[TokenSequence]], indices: tuple[int, ...], pad
         for turn in _turns(sequence):
             numbers.setdefault((place, turn), len(numbers))
     for row, (place, sequence) in enumerate(flat):
-        if bool(sequence.response_mask[0]):
-            raise DataError(
-                f"pack: trajectory {indices[place]} begins with a response token; nothing predicts it. "
-                "Give its first turn context_ids."
-            )
         length = sequence.input_ids.numel()
         input_ids[row, :length] = sequence.input_ids
         attention_mask[row, :length] = True

@@ -5,14 +5,15 @@ The ids are those that the engine read and sampled; nothing is tokenised again.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from sod.types import Trajectory, Turn
+from sod.types import Trajectory
+
+_PER_TOKEN = ("input_ids", "response_mask", "loss_mask", "step_ids", "log_probs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,11 @@ class TokenSequence:
         step_ids: (T,) int64, index of the turn within the trajectory at response tokens, else -1.
         log_probs: (T,) float32 sampled log-probabilities in nats, 0 where nothing was sampled.
         errors_before: For each turn of the whole trajectory, the error observations that came before it.
+
+    Raises:
+        ValueError: The tensors have different lengths, the masks do not fit the steps, steps do not come one
+            after another, a log-probability stands where nothing was sampled, or the first token is the
+            student's.
     """
 
     input_ids: Tensor
@@ -35,21 +41,36 @@ class TokenSequence:
     log_probs: Tensor
     errors_before: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        lengths = {name: tuple(getattr(self, name).shape) for name in _PER_TOKEN}
+        if len(set(lengths.values())) != 1 or self.input_ids.dim() != 1:
+            raise ValueError(f"TokenSequence: wanted tensors of one shape (T,), got {lengths}.")
+        steps, mask = self.step_ids, self.response_mask
+        if not torch.equal(mask, steps >= 0):
+            raise ValueError("TokenSequence: response_mask must be step_ids >= 0, and differs from it.")
+        if bool((self.loss_mask & ~mask).any()):
+            raise ValueError("TokenSequence: loss_mask has tokens that response_mask has not.")
+        if bool(mask[:1].any()):
+            raise ValueError(
+                "TokenSequence: the first token is the student's, so nothing predicts it; put a prompt first."
+            )
+        if bool((steps[mask].diff() < 0).any()):
+            raise ValueError("TokenSequence: step_ids fall; steps stand in the order of the turns.")
+        if bool(((self.log_probs != 0) & ~mask).any()) or not bool(self.log_probs.isfinite().all()):
+            raise ValueError(
+                "TokenSequence: log_probs must be finite, and 0 wherever response_mask is False."
+            )
+
 
 def tokenize_trajectory(trajectory: Trajectory) -> tuple[TokenSequence, ...]:
     """Lay the turns of a trajectory out as token sequences, one per segment.
 
     Args:
-        trajectory: A finished trajectory with at least one turn.
+        trajectory: A finished trajectory.
 
     Returns:
         One sequence per entry of `trajectory.segments`, in order.
-
-    Raises:
-        ValueError: The segments do not cut the turns, a turn has no tokens, its log-probabilities do not
-            match its tokens, or a segment begins with a token that nothing can predict.
     """
-    _check_segments(trajectory)
     bounds = [*trajectory.segments, len(trajectory.turns)]
     errors = (sum(result.is_error for result in turn.results) for turn in trajectory.turns)
     before = tuple(accumulate(errors, initial=0))[:-1]
@@ -63,7 +84,6 @@ def _lay_out(trajectory: Trajectory, start: int, end: int, before: tuple[int, ..
     is_trained: list[bool] = []
     for index in range(start, end):
         turn = trajectory.turns[index]
-        _check_turn(trajectory.task_id, index, turn, is_first=index == start)
         num_context, num_sampled = len(turn.context_ids), len(turn.sampled_ids)
         input_ids += turn.context_ids + turn.sampled_ids
         step_ids += [-1] * num_context + [index] * num_sampled
@@ -78,33 +98,3 @@ def _lay_out(trajectory: Trajectory, start: int, end: int, before: tuple[int, ..
         log_probs=torch.tensor(log_probs, dtype=torch.float32),
         errors_before=before,
     )
-
-
-def _check_segments(trajectory: Trajectory) -> None:
-    segments, num_turns = tuple(trajectory.segments), len(trajectory.turns)
-    if num_turns == 0:
-        raise ValueError(f"tokenize_trajectory: trajectory of task {trajectory.task_id!r} has no turns.")
-    is_rising = all(left < right for left, right in pairwise(segments))
-    if not segments or segments[0] != 0 or not is_rising or segments[-1] >= num_turns:
-        raise ValueError(
-            f"tokenize_trajectory: segments of task {trajectory.task_id!r} must be rising turn indices that "
-            f"begin with 0 and stay below {num_turns}, got {segments}."
-        )
-
-
-def _check_turn(task_id: str, index: int, turn: Turn, *, is_first: bool) -> None:
-    where = f"tokenize_trajectory: turn {index} of task {task_id!r}"
-    if not turn.sampled_ids:
-        raise ValueError(f"{where} has no sampled_ids; every turn needs at least its stop token.")
-    if turn.sampled_log_probs and len(turn.sampled_log_probs) != len(turn.sampled_ids):
-        raise ValueError(
-            f"{where} has {len(turn.sampled_log_probs)} sampled_log_probs for {len(turn.sampled_ids)} "
-            "sampled_ids; give one per token, or none where the turn was not sampled."
-        )
-    if not all(math.isfinite(value) for value in turn.sampled_log_probs):
-        raise ValueError(f"{where} has a sampled log-probability that is not finite.")
-    if is_first and not turn.context_ids:
-        raise ValueError(
-            f"{where} begins a segment without context_ids, so nothing predicts its first token; "
-            "put the prompt there."
-        )

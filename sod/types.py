@@ -1,14 +1,16 @@
 """The data that flows through the loop, each arrow one type.
 
 `Task -> (rollout) -> Trajectory of Turns -> (tokenization) -> TokenSequence -> (packing) -> Batch`.
-All are frozen: no stage changes what an earlier one made.
+All are frozen, and checked when they are made: no stage changes what an earlier one made.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 Message = Mapping[str, Any]
@@ -43,6 +45,21 @@ class EndReason(StrEnum):
     MAX_TURNS = "max_turns"
     MAX_TOKENS = "max_tokens"
     MAX_ERRORS = "max_errors"
+
+
+class Drift(StrEnum):
+    """What a program that keeps messages instead of token ids would have made of a turn.
+
+    The ids that were sampled are kept in every case; this says how far a re-tokenised conversation would
+    have been from them.
+    """
+
+    CLEAN = "clean"
+    """The turn's text gives these very ids."""
+    REALIGN = "realign"
+    """The turn's text gives other ids, or does not hold all that was sampled (a piece of a character)."""
+    FORK = "fork"
+    """What followed does not extend what was read and written: a new token sequence begins after the turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +123,10 @@ class Turn:
         stop_reason: Why sampling stopped.
         policy_version: Number of optimiser updates behind the weights that sampled the turn.
         is_trained: False where the loss must skip the turn (loss_mask within response_mask).
+        drift: How a re-tokenised conversation would differ; None where nobody looked (expert data).
+
+    Raises:
+        ValueError: Nothing was sampled, an id is negative, or the log-probabilities do not fit the ids.
     """
 
     context_ids: tuple[int, ...]
@@ -117,6 +138,25 @@ class Turn:
     stop_reason: StopReason = StopReason.STOP_TOKEN
     policy_version: int = 0
     is_trained: bool = True
+    drift: Drift | None = None
+
+    def __post_init__(self) -> None:
+        ids, log_probs = self.sampled_ids, self.sampled_log_probs
+        if not ids:
+            raise ValueError("Turn: sampled_ids is empty; every turn needs at least its stop token.")
+        lowest = min(min(ids), min(self.context_ids, default=0))
+        if lowest < 0:
+            raise ValueError(f"Turn: {lowest} is no token id; ids are 0 or more.")
+        if log_probs and len(log_probs) != len(ids):
+            raise ValueError(
+                f"Turn: {len(log_probs)} sampled_log_probs for {len(ids)} sampled_ids; give one per token, "
+                "or none where the turn was not sampled."
+            )
+        if not all(map(math.isfinite, log_probs)):
+            raise ValueError(
+                "Turn: a sampled log-probability is not finite, so the token could not have been sampled; "
+                "look at the engine."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +172,10 @@ class Trajectory:
         end_reason: Why it ended.
         segments: Indices of the turns at which a new token sequence begins. `(0,)` is one growing
             sequence (SOD); `(0, 1, 2, ...)` is one sequence per turn (ATOD).
+
+    Raises:
+        ValueError: There are no turns, the segments do not cut them, or a segment begins with a token that
+            nothing can predict.
     """
 
     task_id: str
@@ -141,6 +185,23 @@ class Trajectory:
     is_success: bool = False
     end_reason: EndReason = EndReason.DONE
     segments: Sequence[int] = (0,)
+
+    def __post_init__(self) -> None:
+        segments, num_turns = tuple(self.segments), len(self.turns)
+        if num_turns == 0:
+            raise ValueError(f"Trajectory: task {self.task_id!r} has no turns; give at least one.")
+        is_rising = all(left < right for left, right in pairwise(segments))
+        if not segments or segments[0] != 0 or not is_rising or segments[-1] >= num_turns:
+            raise ValueError(
+                f"Trajectory: the segments of {self.task_id!r} must be rising turn indices that begin with 0 "
+                f"and stay below {num_turns}, got {segments}."
+            )
+        for index in segments:
+            if not self.turns[index].context_ids:
+                raise ValueError(
+                    f"Trajectory: turn {index} of {self.task_id!r} begins a segment without context_ids, "
+                    "so nothing predicts its first token; put the prompt there."
+                )
 
     @property
     def num_sampled_tokens(self) -> int:

@@ -1,8 +1,9 @@
 """One decode loop over a batch of growing sequences.
 
 Every row is a stream of tokens. A row that samples adds one token per decode step; a row whose turn ended
-has its observation forced in, one token per step while others sample and many at once when no row needs to
-sample. Prompts are read once, nothing is read twice, and a row that is over leaves the batch and the cache.
+has its observation forced in, one token per step beside others that sample, or many at once where that gets
+more tokens read for the work (the others are then padded, and the holes are closed afterwards). Prompts are
+read once, nothing is read twice, and a row that is over leaves the batch and the cache.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from sod.engines.base import Generation, Respond, SamplingParams
 from sod.engines.sampling import RowRandom, sample
 from sod.errors import ModelError, RolloutError
 from sod.types import StopReason
+
+STEP_TOKENS = 64
+"""What a forward pass costs besides its tokens, counted in tokens: a guess that suits small batches."""
 
 
 @dataclass(kw_only=True)
@@ -53,7 +57,7 @@ class _Batch:
 
     streams: list[_Stream]
     cache: DynamicCache
-    # (B, positions so far) int64: 0 at the padding left of a prompt, else 1.
+    # (B, positions so far) int64: 1 at tokens, 0 at padding.
     attention_mask: Tensor
     # (B,) int64: position of the next token of each row.
     next_position: Tensor
@@ -71,6 +75,27 @@ class _Batch:
         self.attention_mask = self.attention_mask[index]
         self.next_position = self.next_position[index]
         self.logits = self.logits[index]
+        self.close_holes()
+
+    @property
+    def can_have_holes(self) -> bool:
+        """Whether padding may stand between tokens: not where a window counts positions."""
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def close_holes(self) -> None:
+        """Move the tokens of every row to the right, and drop the columns that no row needs."""
+        longest = int(self.next_position.max())
+        if longest == self.attention_mask.shape[-1] or not self.can_have_holes:
+            return
+        # Padding comes first, tokens keep their order; keys carry their positions with them.
+        order = self.attention_mask.argsort(dim=-1, stable=True)[:, -longest:]
+        self.attention_mask = self.attention_mask.gather(-1, order)
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            index = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[-1])
+            layer.keys = layer.keys.gather(2, index)
+            index = index[..., :1].expand(-1, -1, -1, layer.values.shape[-1])
+            layer.values = layer.values.gather(2, index)
 
 
 class LockstepDecoder:
@@ -173,15 +198,24 @@ class LockstepDecoder:
         return logits
 
     def _read(self, batch: _Batch) -> None:
-        """Let the model read as many tokens as every row has to give."""
-        num_tokens = min(len(stream.unread) for stream in batch.streams)
-        ids = torch.tensor([stream.unread[:num_tokens] for stream in batch.streams], device=self._device)
-        for stream in batch.streams:
-            del stream.unread[:num_tokens]
-        positions = batch.next_position[:, None] + torch.arange(num_tokens, device=self._device)
-        batch.next_position = batch.next_position + num_tokens
-        batch.attention_mask = torch.cat([batch.attention_mask, torch.ones_like(ids)], dim=-1)
-        batch.logits = self._forward(ids, batch.attention_mask, positions, batch.cache)
+        """Let the model read, in one pass, what is worth reading together."""
+        lengths = [len(stream.unread) for stream in batch.streams]
+        width = _read_width(lengths) if batch.can_have_holes else min(lengths)
+        # (B, width), tokens to the right.
+        ids = torch.full((len(lengths), width), self._pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, stream in enumerate(batch.streams):
+            tokens = stream.unread[:width]
+            del stream.unread[:width]
+            ids[row, width - len(tokens) :] = torch.tensor(tokens)
+            mask[row, width - len(tokens) :] = 1
+        mask = mask.to(self._device)
+        positions = batch.next_position[:, None] + (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        batch.next_position = batch.next_position + mask.sum(dim=-1)
+        batch.attention_mask = torch.cat([batch.attention_mask, mask], dim=-1)
+        batch.logits = self._forward(ids.to(self._device), batch.attention_mask, positions, batch.cache)
+        if width > min(lengths):
+            batch.close_holes()
 
     @torch.inference_mode()
     def _sample(self, batch: _Batch) -> list[tuple[int, Generation]]:
@@ -237,3 +271,12 @@ class LockstepDecoder:
                     "answer. End the trajectory instead (respond with None)."
                 )
         return [index for index in range(len(batch.streams)) if index not in over]
+
+
+def _read_width(lengths: Sequence[int]) -> int:
+    """How many tokens to read at most of each row: those that give most tokens for the cost of the pass."""
+
+    def tokens_per_cost(width: int) -> float:
+        return sum(min(length, width) for length in lengths) / (STEP_TOKENS + len(lengths) * width)
+
+    return max(sorted(set(lengths)), key=tokens_per_cost)

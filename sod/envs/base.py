@@ -24,6 +24,8 @@ class StepResult:
 
     Attributes:
         messages: What the student reads next (role "tool" or "user"); ignored where the trajectory is over.
+        prompt: Messages that replace all that was read so far: the next turn begins a sequence of its own
+            with them, and `messages` is not read. Empty leaves that to the history setting.
         results: What the tools answered, kept with the turn.
         reward: Reward for this turn; a trajectory's reward is the sum.
         is_done: Whether the trajectory is over.
@@ -32,6 +34,7 @@ class StepResult:
     """
 
     messages: tuple[Message, ...] = ()
+    prompt: tuple[Message, ...] = ()
     results: tuple[ToolResult, ...] = ()
     reward: float = 0.0
     is_done: bool = False

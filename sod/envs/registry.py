@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sod.config import EnvironmentSection
 from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
+from sod.parsing import CallFormat
 
 if TYPE_CHECKING:
     from sod.tools import Tool
@@ -28,12 +29,14 @@ class BuiltEnvironment:
         factory: Makes the environment of one trajectory from its task.
         tools: What the chat template tells the model about.
         stop_tokens: Token texts that end an assistant turn besides the template's own.
+        call_format: How the student writes calls here; None leaves it to template and settings.
         close: Gives back what the environment holds.
     """
 
     factory: EnvironmentFactory
     tools: Sequence[Tool] = ()
     stop_tokens: tuple[str, ...] = ()
+    call_format: CallFormat | None = None
     close: Callable[[], None] = field(default=lambda: None)
 
 

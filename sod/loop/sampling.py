@@ -17,6 +17,7 @@ from sod.errors import ConfigError
 from sod.evaluate import EvalResult, summarise
 from sod.reward_shaping import shape_rewards
 from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.history import History
 from sod.seeding import derive_seed
 from sod.tools import ToolRunner
 from sod.types import Task, Trajectory
@@ -111,6 +112,7 @@ class Sampler:
                 seed=seed,
                 runner=self.runner,
                 num_samples=num_samples,
+                history=History(window=None if rollout.history == "full" else rollout.history_window or 0),
                 progress=progress,
             )
 

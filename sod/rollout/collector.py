@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from sod.chat import ChatRenderer
@@ -13,8 +14,19 @@ from sod.engines.sampling import mix_seed
 from sod.envs.base import Environment, EnvironmentFactory, StepResult
 from sod.errors import RolloutError
 from sod.parsing import ParsedTurn
+from sod.rollout.history import History, PastTurn, summary_prompt, text_of
 from sod.tools import ToolUnavailableError
-from sod.types import EndReason, Task, ToolCall, ToolOutcome, ToolResult, Trajectory, Turn
+from sod.types import (
+    Drift,
+    EndReason,
+    Message,
+    Task,
+    ToolCall,
+    ToolOutcome,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from sod.tools import ToolRunner
@@ -31,7 +43,7 @@ class RolloutLimits:
         max_turns: Assistant turns.
         max_turn_tokens: Sampled tokens of one turn, stop token included; where the sampling parameters
             say less, that holds.
-        max_trajectory_tokens: All tokens: prompt, turns and observations.
+        max_trajectory_tokens: All tokens of one sequence: prompt, turns and observations.
     """
 
     max_turns: int
@@ -57,12 +69,17 @@ def collect(
     runner: ToolRunner,
     num_samples: int = 1,
     max_attempts: int = 3,
+    history: History | None = None,
     progress: Progress | None = None,
 ) -> list[Trajectory]:
     """Roll every task out `num_samples` times.
 
     The calls of all rows whose turns ended at one decode step run together. Every environment answers its
     last turn too, limits or not, so that an action in it counts.
+
+    A row whose next turn begins a new sequence (a summary instead of a growing conversation, a template that
+    rewrote its history, a prompt of the environment) leaves the engine's batch and comes back as a row of
+    its own when the batch is over; its trajectory has one segment more.
 
     Args:
         tasks: What to attempt.
@@ -75,6 +92,7 @@ def collect(
         runner: Makes the calls, with the tools of each environment.
         num_samples: Attempts per task.
         max_attempts: How often a trajectory is tried whose tool is unavailable.
+        history: What the student reads of its earlier turns; None is everything, in one growing sequence.
         progress: Told about every finished trajectory.
 
     Returns:
@@ -103,6 +121,7 @@ def collect(
         environment_factory=environment_factory,
         limits=limits,
         runner=runner,
+        history=history or History(),
         progress=progress,
     )
     for attempt in range(max_attempts):
@@ -123,11 +142,22 @@ class _Row:
     slot: int
     task: Task
     environment: Environment
+    # Of the sequence that grows now.
     context_ids: tuple[int, ...] = ()
+    last_id: int | None = None
     num_tokens: int = 0
+    conversation: tuple[Message, ...] = ()
+    is_waiting: bool = False
+    # Of the whole attempt.
+    opening: tuple[Message, ...] = ()
+    past: list[PastTurn] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    segments: list[int] = field(default_factory=lambda: [0])
     reward: float = 0.0
     is_closed: bool = False
+
+    def begin_sequence(self, prompt_ids: tuple[int, ...]) -> None:
+        self.context_ids, self.last_id, self.num_tokens = prompt_ids, None, len(prompt_ids)
 
     def close(self) -> None:
         if not self.is_closed:
@@ -147,6 +177,7 @@ class _Session:
         environment_factory: EnvironmentFactory,
         limits: RolloutLimits,
         runner: ToolRunner,
+        history: History,
         progress: Progress | None,
     ) -> None:
         self.last_unavailable = ""
@@ -158,6 +189,7 @@ class _Session:
         self._environment_factory = environment_factory
         self._limits = limits
         self._runner = runner
+        self._history = history
         self._progress = progress
 
     @property
@@ -173,34 +205,45 @@ class _Session:
 
     def run(self, params: SamplingParams, seed: int) -> None:
         """Attempt every slot that is not filled."""
-        self._rows = []
+        rows = []
         with ExitStack() as stack:
             for slot, (_, task) in enumerate(self._slots):
                 if slot not in self._finished:
                     row = _Row(slot=slot, task=task, environment=self._environment_factory(task))
                     stack.callback(row.close)
-                    self._rows.append(row)
-            prompts = [self._prompt(row) for row in self._rows]
-            self._engine.rollout(prompts, self._respond, params, seed=seed)
-            unfinished = [row.task.task_id for row in self._rows if not row.is_closed]
-            if unfinished:
-                name = type(self._engine).__name__
-                raise RolloutError(
-                    f"collect: {name}.rollout came back before {len(unfinished)} trajectories were over, the "
-                    f"first of task {unfinished[0]!r}; an engine must sample until respond gives None for "
-                    "every row."
-                )
+                    rows.append(row)
+            for row in rows:
+                self._open(row)
+            for wave in count():
+                self._rows = rows
+                # Sequences that begin later are rows of their own, with draws of their own.
+                wave_seed = mix_seed(seed, wave) if wave else seed
+                self._engine.rollout([row.context_ids for row in rows], self._respond, params, seed=wave_seed)
+                self._check_that_all_ended()
+                rows = [row for row in rows if row.is_waiting]
+                if not rows:
+                    return
+                for row in rows:
+                    row.is_waiting = False
 
-    def _prompt(self, row: _Row) -> tuple[int, ...]:
-        row.context_ids = self._renderer.prompt_ids(row.environment.reset(), row.environment.tools)
-        row.num_tokens = len(row.context_ids)
+    def _check_that_all_ended(self) -> None:
+        unfinished = [row.task.task_id for row in self._rows if not (row.is_closed or row.is_waiting)]
+        if unfinished:
+            raise RolloutError(
+                f"collect: {type(self._engine).__name__}.rollout came back before {len(unfinished)} "
+                f"trajectories were over, the first of task {unfinished[0]!r}; an engine must sample until "
+                "respond gives None for every row."
+            )
+
+    def _open(self, row: _Row) -> None:
+        row.opening = row.conversation = row.environment.reset()
+        row.begin_sequence(self._renderer.prompt_ids(row.opening, row.environment.tools))
         if row.num_tokens >= self._limits.max_trajectory_tokens:
             raise RolloutError(
                 f"collect: the prompt of task {row.task.task_id!r} has {row.num_tokens} tokens, but "
                 f"max_trajectory_tokens is {self._limits.max_trajectory_tokens}; raise it or leave the task "
                 "out."
             )
-        return row.context_ids
 
     def _respond(self, ended: Sequence[tuple[int, Generation]]) -> list[tuple[int, ...] | None]:
         rows = [self._rows[index] for index, _ in ended]
@@ -228,19 +271,47 @@ class _Session:
             self.last_unavailable = str(error)
             row.close()
             return None
-        row.turns.append(self._turn(row, generation, turn, step))
-        row.num_tokens += len(generation.sampled_ids)
+        made = self._turn(row, generation, turn, step)
         row.reward += step.reward
-        if step.is_done or len(row.turns) == self._limits.max_turns:
+        if step.is_done or len(row.turns) + 1 == self._limits.max_turns:
+            row.turns.append(made)
             self._finish(row, step, step.end_reason if step.is_done else EndReason.MAX_TURNS)
             return None
-        ids = self._renderer.observation_ids(generation.sampled_ids, step.messages)
-        row.num_tokens += len(ids)
-        if row.num_tokens >= self._limits.max_trajectory_tokens:
+        prompt_ids = self._new_sequence(row, turn, step)
+        if prompt_ids is None:
+            ids = self._renderer.observation_ids(generation.sampled_ids, step.messages)
+            num_tokens = row.num_tokens + len(generation.sampled_ids) + len(ids)
+        else:
+            num_tokens = len(prompt_ids)
+        if num_tokens >= self._limits.max_trajectory_tokens:
+            row.turns.append(made)
             self._finish(row, step, EndReason.MAX_TOKENS)
             return None
-        row.context_ids = ids
+        if prompt_ids is not None:
+            row.turns.append(replace(made, drift=Drift.FORK))
+            row.segments.append(len(row.turns))
+            row.begin_sequence(prompt_ids)
+            row.is_waiting = True
+            return None
+        row.turns.append(made)
+        row.context_ids, row.last_id, row.num_tokens = ids, generation.sampled_ids[-1], num_tokens
         return ids
+
+    def _new_sequence(self, row: _Row, turn: ParsedTurn, step: StepResult) -> tuple[int, ...] | None:
+        """The prompt of the next turn where that begins a sequence of its own."""
+        tools, window = row.environment.tools, self._history.window
+        row.past.append(PastTurn(said=turn.spoken, answer=text_of(step.messages)))
+        prompt = step.prompt
+        if not prompt and window is not None:
+            prompt = summary_prompt(row.opening, row.past, window=window)
+        if prompt:
+            row.conversation = prompt
+            return self._renderer.prompt_ids(prompt, tools)
+        if self._renderer.rewrites == "refuse":
+            return None
+        before, message = row.conversation, self._renderer.assistant_message(turn)
+        row.conversation = (*before, message, *step.messages)
+        return self._renderer.forked_ids(before, message, step.messages, tools)
 
     def _finish(self, row: _Row, step: StepResult, end_reason: EndReason) -> None:
         group_id, task = self._slots[row.slot]
@@ -251,6 +322,7 @@ class _Session:
             reward=row.reward,
             is_success=step.is_success,
             end_reason=end_reason,
+            segments=tuple(row.segments),
         )
         row.close()
         if self._progress is not None:
@@ -266,6 +338,7 @@ class _Session:
             reward=step.reward,
             stop_reason=generation.stop_reason,
             policy_version=self._engine.policy_version,
+            drift=self._renderer.drift(row.context_ids, generation.sampled_ids, last_id=row.last_id),
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sod.errors import DataError
-from sod.types import EndReason, StopReason, ToolCall, ToolOutcome, ToolResult, Trajectory, Turn
+from sod.types import Drift, EndReason, StopReason, ToolCall, ToolOutcome, ToolResult, Trajectory, Turn
 
 _FORMAT = "sod-trajectories"
 SCHEMA_VERSION = 1
@@ -123,6 +123,9 @@ def _turn_from_dict(values: Mapping[str, Any]) -> Turn:
         ToolResult(**{**result, "outcome": ToolOutcome(result["outcome"])}) for result in values["results"]
     )
     changed["stop_reason"] = StopReason(values["stop_reason"])
+    # Files of before this was looked at do not have it.
+    drift = values.get("drift")
+    changed["drift"] = None if drift is None else Drift(drift)
     return Turn(**{**values, **changed})
 
 

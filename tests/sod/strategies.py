@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from sod.types import EndReason, StopReason, ToolCall, ToolOutcome, ToolResult, Trajectory, Turn
+from sod.types import Drift, EndReason, StopReason, ToolCall, ToolOutcome, ToolResult, Trajectory, Turn
 
 token_ids = st.integers(0, 511)
 log_probs = st.floats(-50.0, 0.0, width=32)
@@ -37,6 +37,7 @@ def turns(draw, *, needs_context):
         stop_reason=draw(st.sampled_from(StopReason)),
         policy_version=draw(st.integers(0, 100)),
         is_trained=draw(st.booleans()),
+        drift=draw(st.none() | st.sampled_from(Drift)),
     )
 
 

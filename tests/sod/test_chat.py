@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,7 +16,8 @@ from sod.config import StudentSection
 from sod.envs.tool_entry import tool_environment
 from sod.errors import TemplateError
 from sod.testing import make_tiny_tokenizer
-from sod.types import ToolCall
+from sod.types import Drift, ToolCall
+from tests.sod.trained_tokenizers import KINDS, trained_tokenizer
 
 # A tool turn ends at </tool_call>, an answer at <|im_end|>; there is no generation header at all.
 LIGHT = (
@@ -359,6 +361,77 @@ def test_a_written_conversation_in_the_light_template(light):
     two["tool_calls"] *= 2
     with pytest.raises(TemplateError, match="message 1 does not end at its first stop token"):
         renderer.conversation_turns([USER, two])
+
+
+# Calls as one family writes them, and nobody here reads.
+BRACKETS = HERMES_TEMPLATE.replace("<tool_call>\\n", "[CALL]").replace("\\n</tool_call>", "[/CALL]")
+
+
+def test_a_template_whose_calls_nobody_reads_is_refused_where_there_are_tools(hermes):
+    ChatRenderer(hermes, chat_template=BRACKETS)
+    with pytest.raises(
+        TemplateError, match=r"writes a call as '.*\[CALL\].*none of the formats hermes, json"
+    ):
+        ChatRenderer(hermes, chat_template=BRACKETS, observation_roles=("tool",))
+    named = ChatRenderer(hermes, chat_template=BRACKETS, observation_roles=("tool",), call_format="python")
+    turn = named.parse("```python\n1\n```<|im_end|>")
+    assert turn.calls == (ToolCall(name="python", arguments={"code": "1\n"}),)
+
+
+def test_the_format_of_calls_comes_from_settings_then_environment_then_template(hermes):
+    tools = tool_environment([double], "exact")
+    section = StudentSection(model="any", call_format="python")
+    asking = replace(tools, call_format="action")
+    assert make_renderer(hermes, tools, StudentSection(model="any")).call_format == "hermes"
+    assert make_renderer(hermes, asking, StudentSection(model="any")).call_format == "action"
+    assert make_renderer(hermes, asking, section).call_format == "python"
+    assert make_renderer(hermes, asking, None).call_format == "action"
+    tools.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drift_is_what_a_tokenizer_would_have_done_otherwise(kind):
+    tokenizer = trained_tokenizer(kind)
+    renderer = ChatRenderer(tokenizer, chat_template=HERMES_TEMPLATE)
+    prompt = renderer.prompt_ids([USER])
+    stop = tokenizer.eos_token_id
+    answer = ids_of(tokenizer, "<|im_start|>The answer is 42")[1:]
+    assert renderer.drift(prompt, (*answer, stop)) is Drift.CLEAN
+    spelt = tuple(token for letter in "answer" for token in ids_of(tokenizer, f"<|im_start|>{letter}")[1:])
+    assert renderer.decode((stop, *spelt)) == "<|im_end|>answer"
+    assert renderer.drift(prompt, (*spelt, stop)) is Drift.REALIGN
+    observation = renderer.observation_ids((*answer, stop), [USER])
+    assert renderer.drift(observation, (*answer, stop), last_id=stop) is Drift.CLEAN
+    # Half of a character: no text gives it back.
+    half = renderer._encode("🙂")[-1:]
+    assert renderer.drift(prompt, (*half, stop)) is Drift.REALIGN
+
+
+def test_a_header_that_the_turn_melts_into_is_drift():
+    # "\n" ends the header and begins the turn; together they are one token.
+    tokenizer = trained_tokenizer("byte_level")
+    renderer = ChatRenderer(tokenizer, chat_template=HERMES_TEMPLATE)
+    assert len(ids_of(tokenizer, "\n\n")) == 1
+    newline = ids_of(tokenizer, "\n")
+    assert renderer.drift(renderer.prompt_ids([USER]), (*newline, tokenizer.eos_token_id)) is Drift.REALIGN
+
+
+def test_decoding_keeps_every_space():
+    tokenizer = trained_tokenizer("byte_level", clean_up_tokenization_spaces=True)
+    text = "x = [1 , 2] ; do n't"
+    renderer = ChatRenderer(tokenizer, chat_template=HERMES_TEMPLATE)
+    assert renderer.decode(ids_of(tokenizer, text)) == text
+
+
+def test_forked_ids_are_the_whole_conversation_or_nothing(hermes):
+    renderer = ChatRenderer(hermes, chat_template=FORGETFUL, rewrites="fork", observation_roles=("user",))
+    plain = renderer.assistant_message(renderer.parse("42<|im_end|>"))
+    assert plain == {"role": "assistant", "content": "42"}
+    assert renderer.forked_ids([USER], plain, [USER]) is None
+    thinking = renderer.assistant_message(renderer.parse("<think>\nhm\n</think>\n\n42<|im_end|>"))
+    assert renderer.forked_ids([USER], thinking, [USER]) == renderer.prompt_ids([USER, plain, USER])
+    moody = ChatRenderer(hermes, chat_template=MOODY, rewrites="fork", observation_roles=("tool",))
+    assert moody.forked_ids([USER], plain, [USER]) == moody.prompt_ids([USER, plain, USER])
 
 
 def test_a_run_may_name_our_template_in_place_of_one_that_forgets():

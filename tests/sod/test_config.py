@@ -239,6 +239,23 @@ def test_overrides_win_over_the_file(tmp_path):
             MINIMAL + '[student]\nmodel = "a/b"\nrevision = 3\n',
             ["[student] revision = 3: wanted a string, got int"],
         ),
+        (
+            MINIMAL + '[student]\nmodel = "a/b"\nchat_template = "qwen"\n',
+            ["[student] chat_template = 'qwen': wanted one of 'own', 'plain', 'hermes', 'qwen2.5', 'qwen3'"],
+        ),
+        (
+            MINIMAL + '[student]\nmodel = "a/b"\ncall_format = "xml"\n',
+            ["[student] call_format = 'xml': wanted one of 'auto', 'hermes', 'json', 'python', 'action'"],
+        ),
+        (
+            MINIMAL + '[rollout]\nhistory = "window"\n',
+            ["[rollout] history_window is missing", "tells that many turns"],
+        ),
+        (
+            MINIMAL + '[rollout]\nhistory = "per_turn"\nhistory_window = 2\n',
+            ['[rollout] history_window = 2: belongs to history = "window", but history = "per_turn"'],
+        ),
+        (MINIMAL + "[rollout]\nhistory_window = 0\n", ["[rollout] history_window = 0", "above 0"]),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, words):

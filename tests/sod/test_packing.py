@@ -146,19 +146,6 @@ def test_longest_first_and_the_same_every_time():
     assert [batch.trajectories for batch in again] == [(1, 3), (4, 0, 2)]
 
 
-def test_a_response_that_nothing_predicts_is_refused():
-    sequence = TokenSequence(
-        input_ids=torch.tensor([5, 6]),
-        response_mask=torch.tensor([True, True]),
-        loss_mask=torch.tensor([True, True]),
-        step_ids=torch.tensor([0, 0]),
-        log_probs=torch.zeros(2),
-        errors_before=(0,),
-    )
-    with pytest.raises(DataError, match="trajectory 0 begins with a response token; nothing predicts it"):
-        pack([(sequence,)], [0], max_tokens=10, pad_id=0)
-
-
 def test_a_trajectory_without_a_response_is_left_out():
     empty = TokenSequence(
         input_ids=torch.tensor([5, 6]),

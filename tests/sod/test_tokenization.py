@@ -1,14 +1,12 @@
-"""Masks and step ids: properties over all trajectories, one example by hand, every refusal."""
+"""Masks and step ids: properties over all trajectories, examples by hand, every refusal."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 
-from sod.tokenization import tokenize_trajectory
+from sod.tokenization import TokenSequence, tokenize_trajectory
 from sod.types import Trajectory, Turn
 from tests.sod.strategies import trajectories
 
@@ -70,29 +68,37 @@ def test_steps_count_over_segments():
     assert [s.step_ids.tolist() for s in tokenize_trajectory(trajectory)] == [[-1, 0], [-1, -1, 1]]
 
 
-GOOD = Trajectory(task_id="t7", turns=(turn((1,), (2,)), turn((3,), (4,))))
+def sequence(**changes):
+    values = {
+        "input_ids": torch.tensor([5, 6, 7]),
+        "response_mask": torch.tensor([False, True, True]),
+        "loss_mask": torch.tensor([False, False, True]),
+        "step_ids": torch.tensor([-1, 0, 1]),
+        "log_probs": torch.tensor([0.0, -1.0, -2.0]),
+        "errors_before": (0, 0),
+    }
+    return TokenSequence(**{**values, **changes})
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"),
+    ("changes", "message"),
     [
-        (replace(GOOD, turns=()), "task 't7' has no turns"),
-        (replace(GOOD, segments=(1,)), r"rising turn indices .* below 2, got \(1,\)"),
-        (replace(GOOD, segments=(0, 0)), r"got \(0, 0\)"),
-        (replace(GOOD, segments=(0, 2)), r"got \(0, 2\)"),
-        (replace(GOOD, segments=()), r"got \(\)"),
-        (replace(GOOD, turns=(turn((1,), ()),)), "turn 0 of task 't7' has no sampled_ids"),
         (
-            replace(GOOD, turns=(turn((1,), (2, 3), sampled_log_probs=(-1.0,)),)),
-            "1 sampled_log_probs for 2 sampled_ids",
+            {"input_ids": torch.tensor([5, 6])},
+            r"wanted tensors of one shape \(T,\), got .*'input_ids': \(2,\)",
         ),
+        ({"step_ids": torch.tensor([-1, -1, 0])}, "response_mask must be step_ids >= 0"),
+        ({"loss_mask": torch.tensor([True, False, True])}, "loss_mask has tokens that response_mask has not"),
         (
-            replace(GOOD, turns=(turn((1,), (2,), sampled_log_probs=(float("-inf"),)),)),
-            "log-probability that is not finite",
+            {"response_mask": torch.tensor([True] * 3), "step_ids": torch.tensor([0, 0, 1])},
+            "the first token is the student's, so nothing predicts it",
         ),
-        (replace(GOOD, turns=(turn((), (2,)),)), "begins a segment without context_ids"),
+        ({"step_ids": torch.tensor([-1, 1, 0])}, "step_ids fall"),
+        ({"log_probs": torch.tensor([-0.5, -1.0, -2.0])}, "0 wherever response_mask is False"),
+        ({"log_probs": torch.tensor([0.0, -1.0, float("nan")])}, "log_probs must be finite"),
     ],
 )
-def test_what_cannot_be_laid_out_is_named(broken, message):
+def test_a_sequence_that_contradicts_itself_is_refused(changes, message):
+    sequence()
     with pytest.raises(ValueError, match=message):
-        tokenize_trajectory(broken)
+        sequence(**changes)

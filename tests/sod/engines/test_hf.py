@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sod.engines.base import SamplingParams
 from sod.engines.hf import HFEngine
+from sod.engines.lockstep import _read_width
 from sod.errors import ModelError, RolloutError
 from sod.types import StopReason
 from tests.sod.tiny import sharpened
@@ -284,6 +285,43 @@ def test_a_recurrent_model_is_refused(tiny_model):
     tiny_model.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(ModelError, match=r"Qwen3ForCausalLM keeps a state .*\(LinearAttentionLayer\)"):
         HFEngine(tiny_model, pad_id=0).rollout(PROMPTS, make_recorder(), params(), seed=0)
+
+
+def test_a_long_observation_is_one_read_beside_rows_that_sample(tiny_model):
+    shapes, widths = [], []
+
+    def record(module, args, kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        widths.append(kwargs["attention_mask"].shape[-1])
+
+    hook = tiny_model.register_forward_pre_hook(record, with_kwargs=True)
+    # All turns end together: the row with the long prompt is over, one reads 60 tokens, one goes on sampling.
+    prompts = [PROMPTS[3], PROMPTS[1], PROMPTS[2]]
+    recorder = Recorder(prompts, [[], [60], [1, 1]], [1, 2, 3])
+    sampling = params(max_turn_tokens=20, stop_ids=(511,))
+    HFEngine(tiny_model, pad_id=0).rollout(prompts, recorder, sampling, seed=3)
+    hook.remove()
+    # The last sampled token goes with the observation; two of the other row are padded to as many.
+    assert shapes[20] == (2, 61)
+    # The padding leaves the cache, that of the long prompt too: no mask is wider than the longest row.
+    assert widths[19:22] == [40 + 19, 17 + 20 + 60, 17 + 20 + 60 + 1]
+    check_log_probs(tiny_model, recorder, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "width"),
+    [
+        ([1, 1, 1], 1),
+        ([50], 50),
+        # One reader among a few is let through; among many it reads beside them.
+        ([1, 1, 1, 60], 60),
+        ([1] * 31 + [60], 1),
+        ([1] * 4 + [60] * 28, 60),
+        ([3, 3, 200], 200),
+    ],
+)
+def test_a_pass_is_as_wide_as_its_tokens_are_worth(lengths, width):
+    assert _read_width(lengths) == width
 
 
 @pytest.mark.gpu

@@ -9,13 +9,16 @@ only right for a template that appends; the renderer proves that when it is made
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from sod.chat.closing import Closing, closing_of, find_stops, first_of
+from sod.chat.messages import ADVICE, changed, divergence
+from sod.chat.template import BoundTemplate, written_format
+from sod.chat_templates import NamedTemplate
 from sod.errors import TemplateError
-from sod.parsing import CALL_CLOSE, THINK_CLOSE, THINK_OPEN, ParsedTurn, has_open_call, parse_hermes
-from sod.types import Message
+from sod.parsing import CALL_CLOSE, PARSERS, THINK_CLOSE, THINK_OPEN, CallFormat, ParsedTurn, has_open_call
+from sod.types import Drift, Message
 
 if TYPE_CHECKING:
     from sod.tools import Tool
@@ -23,27 +26,13 @@ if TYPE_CHECKING:
 # Stands for what an assistant wrote; unlikely in any template or observation.
 _MARK = "Zq7markZq7"
 _MAX_CACHED = 4096
+Rewrites = Literal["refuse", "fork"]
+"""What to do where a chat template rewrites its history."""
+
 _USER: Message = {"role": "user", "content": "Question"}
 _CALL_OF_MARK = {"type": "function", "function": {"name": _MARK, "arguments": {}}}
 _PLAIN: Message = {"role": "assistant", "content": _MARK}
 _CALL: Message = {"role": "assistant", "content": "", "tool_calls": [_CALL_OF_MARK]}
-_ADVICE = (
-    'Set [student] chat_template = "hermes", or pass chat_template=sod.chat_templates.HERMES_TEMPLATE '
-    "or a template of your own that only appends."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Closing:
-    """How the template ends an assistant message.
-
-    Attributes:
-        text: All that follows the mark.
-        ids: From the first stop token on.
-    """
-
-    text: str
-    ids: tuple[int, ...]
 
 
 class ChatRenderer:
@@ -53,6 +42,8 @@ class ChatRenderer:
         stop_ids: Token ids that end an assistant turn.
         pad_id: Token id for padding.
         tools: Offered where `prompt_ids` is not given other tools.
+        call_format: How calls are written and read.
+        rewrites: What happens where the template rewrites its history: "refuse" or "fork".
         can_think: Whether the template knows thinking and it is not switched off.
     """
 
@@ -60,6 +51,8 @@ class ChatRenderer:
     pad_id: int
     can_think: bool
     tools: tuple[Tool, ...]
+    call_format: CallFormat
+    rewrites: Rewrites
 
     def __init__(
         self,
@@ -68,8 +61,10 @@ class ChatRenderer:
         tools: Sequence[Tool] = (),
         stop_tokens: Sequence[str] = (),
         enable_thinking: bool | None = None,
-        chat_template: str | None = None,
+        chat_template: str | NamedTemplate | None = None,
         observation_roles: Sequence[str] | None = None,
+        call_format: CallFormat | None = None,
+        rewrites: Rewrites = "refuse",
     ) -> None:
         """Learn how the template closes turns, and prove that it only appends.
 
@@ -83,22 +78,26 @@ class ChatRenderer:
             observation_roles: Roles of the messages that will follow assistant turns, for the proof at
                 the start; other roles are proven when they first occur. None means "tool" where there are
                 tools, else "user". Empty for tasks of one turn.
+            call_format: How the student writes calls. None means as the template writes them, proven by
+                reading one back; "hermes" where there are no tools.
+            rewrites: "refuse" raises where a message changes what came before it; "fork" leaves it to
+                `forked_ids` to say so, turn by turn.
 
         Raises:
-            TemplateError: There is no template, a stop token is no single token, no stop token closes a
-                turn, or a message changes what came before it.
+            TemplateError: There is no template, the tokenizer lacks its special tokens, a stop token is no
+                single token, no stop token closes a turn, a message changes what came before it, or no
+                format reads the calls that the template writes.
         """
-        self._tokenizer = tokenizer
-        self._template = chat_template or tokenizer.chat_template
-        if not self._template:
-            raise TemplateError(f"ChatRenderer: the tokenizer has no chat template. {_ADVICE}")
-        self._options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self._template = BoundTemplate(tokenizer, chat_template, options)
+        self._encode, self.rewrites = self._template.encode, rewrites
         self.tools = tuple(tools)
         header = self._render([_USER], header=True)
         self._starts_in_thought = header.rstrip().endswith(THINK_OPEN)
-        self.can_think = THINK_OPEN in str(self._template) and enable_thinking is not False
+        self._thought_opening = header[header.rindex(THINK_OPEN) :] if self._starts_in_thought else ""
+        self.can_think = THINK_OPEN in self._template.source and enable_thinking is not False
         after_plain = self._after_mark([_USER, _PLAIN], header=False)
-        self.stop_ids = self._find_stops(stop_tokens, after_plain)
+        self.stop_ids = find_stops(tokenizer, self._encode, stop_tokens, after_plain)
         self._stop_texts = [self.decode([stop_id]) for stop_id in self.stop_ids]
         pad_id = tokenizer.pad_token_id
         self.pad_id = self.stop_ids[0] if pad_id is None else int(pad_id)
@@ -107,8 +106,20 @@ class ChatRenderer:
         self._cached_ids = lru_cache(_MAX_CACHED)(self._encode)
         self._proven: set[str] = set()
         default_roles = ("tool",) if tools else ("user",)
-        for role in default_roles if observation_roles is None else observation_roles:
+        roles = default_roles if observation_roles is None else tuple(observation_roles)
+        for role in roles:
             self._prove(role)
+        if call_format is None and (tools or "tool" in roles):
+            call_format = written_format(
+                self._template,
+                [_USER],
+                self.tools,
+                header=header.removesuffix(self._thought_opening),
+                stop_texts=self._stop_texts,
+                name=_MARK,
+            )
+        self.call_format = call_format or "hermes"
+        self._parse = PARSERS[self.call_format]
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> tuple[int, ...]:
         """Render opening messages and the generation header.
@@ -148,18 +159,71 @@ class ChatRenderer:
         expected = self._closings[kind]
         turn_kind = self._kind_of(last_sampled_ids, kind)
         ids = self._cached_ids(expected.text + text)
-        start = _first_of(ids, self.stop_ids)
-        if turn_kind == kind:
-            return ids[start + self._num_closed(last_sampled_ids, expected.ids) :]
+        start = first_of(ids, self.stop_ids)
+        if self._closings[turn_kind].ids == expected.ids:
+            return ids[start + expected.num_written(last_sampled_ids, self.stop_ids) :]
         end = start + len(expected.ids)
         if ids[start:end] != expected.ids:
             raise TemplateError(
                 f"ChatRenderer.observation_ids: {text[:40]!r} is tokenised together with the closing "
                 f"{self.decode(expected.ids)!r} before it, so a turn that ended otherwise cannot be followed "
-                f"by role {messages[0]['role']!r}. {_ADVICE}"
+                f"by role {messages[0]['role']!r}. {ADVICE}"
             )
-        closing = self._closings[turn_kind].ids
-        return closing[self._num_closed(last_sampled_ids, closing) :] + ids[end:]
+        closing = self._closings[turn_kind]
+        return closing.ids[closing.num_written(last_sampled_ids, self.stop_ids) :] + ids[end:]
+
+    def forked_ids(
+        self,
+        before: Sequence[Message],
+        turn: Message,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None = None,
+    ) -> tuple[int, ...] | None:
+        """Give the prompt of a new sequence where the template rewrites what was read and written.
+
+        Args:
+            before: The conversation before the turn.
+            turn: The turn, as `assistant_message` gives it.
+            messages: What follows it.
+            tools: Offered instead of the renderer's own.
+
+        Returns:
+            Ids of the whole conversation as the template writes it now; None where that only extends what
+            was read and written, so that `observation_ids` is right.
+
+        Raises:
+            TemplateError: The template refuses the messages.
+        """
+        whole = self._render([*before, turn, *messages], header=True, tools=tools)
+        text = str(turn["content"]).removeprefix(self._thought_opening)
+        seen = self._render(before, header=True, tools=tools) + text + self._closings["plain"].text
+        try:
+            seen += self._suffix(messages)[1]
+        except TemplateError:
+            # Even the closing depends on what follows.
+            return self._encode(whole)
+        return None if whole == seen else self._encode(whole)
+
+    def assistant_message(self, turn: ParsedTurn) -> Message:
+        """Write a turn as a message: all its text, calls and thinking included, is content."""
+        return {"role": "assistant", "content": self._thought_opening + turn.text}
+
+    def drift(
+        self, context_ids: Sequence[int], sampled_ids: Sequence[int], *, last_id: int | None = None
+    ) -> Drift:
+        """Tell whether a turn's text gives the ids that were sampled.
+
+        Args:
+            context_ids: What was read before the turn, since the turn before it.
+            sampled_ids: The turn.
+            last_id: Last token of the turn before; None where the sequence begins with `context_ids`.
+
+        Returns:
+            `CLEAN`, or `REALIGN` where a conversation kept as text would have been tokenised otherwise.
+        """
+        # With the stop token before it, because the first word of a text may be tokenised like no other.
+        ids = (*((last_id,) if last_id in self.stop_ids else ()), *context_ids, *sampled_ids)
+        return Drift.CLEAN if self._encode(self.decode(ids)) == ids else Drift.REALIGN
 
     def conversation_turns(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None = None
@@ -186,12 +250,12 @@ class ChatRenderer:
             whole = self._render(messages[: index + 1], header=False, tools=tools)
             for earlier, later, blamed in ((written, header, index - 1), (header, whole, index)):
                 if not later.startswith(earlier):
-                    raise _changed(messages, blamed, earlier, later)
+                    raise changed(messages, blamed, earlier, later)
             if turns:
                 context = self.observation_ids(turns[-1][1], messages[begin:index])
                 _, suffix = self._suffix(messages[begin:index])
                 if header[len(written) :] != suffix:
-                    raise _changed(messages, index - 1, suffix, header[len(written) :])
+                    raise changed(messages, index - 1, suffix, header[len(written) :])
             else:
                 context = self._encode(header)
             turns.append((context, self._written_ids(whole[len(header) :], index, message)))
@@ -207,7 +271,7 @@ class ChatRenderer:
         Returns:
             The text.
         """
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return self._template.decode(ids)
 
     def parse(self, ids_or_text: Sequence[int] | str) -> ParsedTurn:
         """Read an assistant turn: its text, content and calls.
@@ -223,31 +287,12 @@ class ChatRenderer:
             if stop != CALL_CLOSE and text.endswith(stop):
                 text = text.removesuffix(stop)
                 break
-        return parse_hermes(text, starts_in_thought=self._starts_in_thought)
+        return self._parse(text, starts_in_thought=self._starts_in_thought)
 
     def _render(
         self, messages: Sequence[Message], *, header: bool, tools: Sequence[Tool] | None = None
     ) -> str:
-        schemas = [tool.schema for tool in (self.tools if tools is None else tools)]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=schemas or None,
-                chat_template=self._template,
-                add_generation_prompt=header,
-                tokenize=False,
-                **self._options,
-            )
-        except Exception as error:
-            # Templates raise whatever they like: jinja errors, KeyError, TypeError.
-            roles = [message.get("role") for message in messages]
-            raise TemplateError(
-                f"ChatRenderer: the chat template refuses messages of roles {roles}: {error}"
-            ) from error
-        return str(text)
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._template.render(messages, self.tools if tools is None else tools, header=header)
 
     def _after_mark(self, messages: Sequence[Message], *, header: bool) -> str:
         text = self._render(messages, header=header)
@@ -256,7 +301,7 @@ class ChatRenderer:
             raise TemplateError(
                 f"ChatRenderer: the chat template does not show an assistant message with the keys "
                 f"{sorted(messages[1])} where roles {[message['role'] for message in messages[2:]]} follow. "
-                f"{_ADVICE}"
+                f"{ADVICE}"
             )
         return after
 
@@ -281,45 +326,12 @@ class ChatRenderer:
         if not text.startswith(before):
             raise TemplateError(
                 f"ChatRenderer.observation_ids: messages of roles {roles} change how the assistant turn "
-                f"before them ends: {_divergence(before, text)}. {_ADVICE}"
+                f"before them ends: {divergence(before, text)}. {ADVICE}"
             )
         return kind, text[len(before) :]
 
-    def _find_stops(self, stop_tokens: Sequence[str], after_plain: str) -> tuple[int, ...]:
-        if stop_tokens:
-            return tuple(self._single_id(token) for token in stop_tokens)
-        stops = [] if self._tokenizer.eos_token_id is None else [int(self._tokenizer.eos_token_id)]
-        after = self._encode(after_plain)
-        if not set(stops) & set(after):
-            # A base model's tokenizer may end texts with one token and its template turns with another.
-            stops += [token for token in after if token in self._tokenizer.added_tokens_decoder][:1]
-        if not set(stops) & set(after):
-            raise TemplateError(
-                f"ChatRenderer: the template writes {after_plain!r} after an assistant turn, which holds "
-                f"neither the end-of-sequence token {self._tokenizer.eos_token!r} nor another special token; "
-                "pass stop_tokens."
-            )
-        return tuple(stops)
-
-    def _single_id(self, token: str) -> int:
-        ids = self._encode(token)
-        if len(ids) != 1:
-            raise TemplateError(
-                f"ChatRenderer: stop_tokens holds {token!r}, which this tokenizer splits into {len(ids)} "
-                "tokens; every stop token must be one token of the vocabulary."
-            )
-        return ids[0]
-
-    def _closing(self, after: str) -> _Closing:
-        ids = self._encode(after)
-        start = _first_of(ids, self.stop_ids)
-        if start == len(ids):
-            raise TemplateError(
-                f"ChatRenderer: no stop token of {self._stop_texts} is in {after!r}, which the template "
-                "writes after an assistant turn: sampled turns would never end as the template ends them; "
-                "pass stop_tokens."
-            )
-        return _Closing(text=after, ids=ids[start:])
+    def _closing(self, after: str) -> Closing:
+        return closing_of(self._encode, after, stop_ids=self.stop_ids, stop_texts=self._stop_texts)
 
     def _kind_of(self, sampled_ids: Sequence[int], expected: str) -> str:
         """Whether a turn ends as the template ends a plain turn or a call."""
@@ -332,19 +344,15 @@ class ChatRenderer:
             return other if is_other else expected
         return "call" if has_open_call(self.decode(sampled_ids)) else "plain"
 
-    def _num_closed(self, sampled_ids: Sequence[int], closing: tuple[int, ...]) -> int:
-        """How many tokens of a closing a turn has already written."""
-        last = sampled_ids[-1]
-        return closing.index(last) + 1 if last in self.stop_ids and last in closing else 0
-
     def _written_ids(self, text: str, index: int, message: Message) -> tuple[int, ...]:
         kind = "call" if message.get("tool_calls") else "plain"
         if kind == "call":
             self._prove("tool")
         ids = self._encode(text)
-        end = _first_of(ids, self.stop_ids)
-        closing = self._closings[kind].ids
-        if end == len(ids) or ids[end + 1 :] != closing[self._num_closed(ids[: end + 1], closing) :]:
+        end = first_of(ids, self.stop_ids)
+        closing = self._closings[kind]
+        num_written = closing.num_written(ids[: end + 1], self.stop_ids)
+        if end == len(ids) or ids[end + 1 :] != closing.ids[num_written:]:
             raise TemplateError(
                 f"ChatRenderer.conversation_turns: assistant message {index} does not end at its first stop "
                 f"token, so it could not be sampled in one turn: {text!r}."
@@ -352,9 +360,17 @@ class ChatRenderer:
         return ids[: end + 1]
 
     def _prove(self, role: str) -> None:
-        """Grow a conversation by two rounds of turn and observation; every rendering must extend the last."""
+        """Prove that messages of a role can follow, and learn how the turn before them ends."""
         if role in self._proven:
             return
+        if self.rewrites == "refuse":
+            self._grow(role)
+        if role == "tool":
+            self._closings["call"] = self._closing(self._after_mark([_USER, _CALL], header=False))
+        self._proven.add(role)
+
+    def _grow(self, role: str) -> None:
+        """Grow a conversation by two rounds of turn and observation; every rendering must extend the last."""
         thought = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\n" if self.can_think else ""
         turn = {**(_CALL if role == "tool" else _PLAIN)}
         turn["content"] = thought + turn["content"]
@@ -369,26 +385,5 @@ class ChatRenderer:
             if not later.startswith(expected):
                 is_turn_at_fault = not self._render(messages[:-1], header=False).startswith(expected)
                 blamed = len(messages) - (2 if is_turn_at_fault else 1)
-                raise _changed(messages, blamed, expected, later)
+                raise changed(messages, blamed, expected, later)
             earlier = later
-        if role == "tool":
-            self._closings["call"] = self._closing(self._after_mark([_USER, _CALL], header=False))
-        self._proven.add(role)
-
-
-def _first_of(ids: Sequence[int], wanted: Sequence[int]) -> int:
-    return next((index for index, token in enumerate(ids) if token in wanted), len(ids))
-
-
-def _changed(messages: Sequence[Message], index: int, earlier: str, later: str) -> TemplateError:
-    return TemplateError(
-        f"ChatRenderer: message {index} (role {messages[index]['role']!r}) changes what the chat template "
-        f"wrote before it: {_divergence(earlier, later)}. {_ADVICE}"
-    )
-
-
-def _divergence(earlier: str, later: str) -> str:
-    pairs = zip(earlier, later, strict=False)
-    start = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(earlier), len(later)))
-    begin = max(0, start - 20)
-    return f"{earlier[begin : start + 40]!r} became {later[begin : start + 40]!r}"

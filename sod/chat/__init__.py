@@ -1,0 +1,5 @@
+"""Text to token ids and back, at the border of the loop only."""
+
+from sod.chat.renderer import ChatRenderer
+
+__all__ = ["ChatRenderer"]
