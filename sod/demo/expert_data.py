@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +17,7 @@ from sod.envs.registry import build_environment
 from sod.errors import RolloutError
 from sod.rollout.collector import RolloutLimits, collect
 from sod.tools import ToolRunner
-from sod.types import Task, Trajectory
+from sod.types import Trajectory
 
 _MAX_TOKENS = 512
 _NUM_TOOL_THREADS = 2
@@ -77,19 +75,6 @@ def expert_traces(
     finally:
         environment.close()
     return [_marked(trajectory, turns) for trajectory, turns in zip(trajectories, written, strict=True)]
-
-
-def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
-    """Writes tasks as rows that `sod.data.load_tasks` reads back unchanged.
-
-    Args:
-        path: A .jsonl file.
-        tasks: Ledger tasks.
-    """
-    with path.open("w", encoding="utf-8") as file:
-        for task in tasks:
-            row = {"task_id": task.task_id, "prompt": list(task.messages), **task.fields}
-            file.write(json.dumps(row) + "\n")
 
 
 def _marked(trajectory: Trajectory, written: Sequence[ExpertTurn]) -> Trajectory:
