@@ -13,8 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rapidfuzz import fuzz, utils
-
 from sod.envs.store_catalog import Goal, Product
 
 _SIMILAR = 85
@@ -110,6 +108,9 @@ def are_similar(one: str, other: str) -> bool:
     Returns:
         Whether their token set ratio is above 85 of 100.
     """
+    # Imported here so that the settings of the store are known on machines without the library.
+    from rapidfuzz import fuzz, utils
+
     return fuzz.token_set_ratio(one, other, processor=utils.default_process) > _SIMILAR
 
 

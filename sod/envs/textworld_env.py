@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from sod.config_schema import AtLeast, AtMost
-from sod.envs.registry import BuiltEnvironment, EnvironmentEntry
+from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, TaskRequest
 from sod.envs.text_game import Observation, TextEnvironment, TextSection, text_instruction
 from sod.envs.textworld_games import GameKind, game_file, game_seed, require_textworld
 from sod.errors import ConfigError, DataError
@@ -78,30 +79,28 @@ class TextWorldSection(TextSection):
         }
 
 
-def textworld_tasks(num_tasks: int, *, seed: int, split: str = "train", first: int = 0) -> list[Task]:
-    """Make tasks with the indices `first` to `first + num_tasks - 1`.
+def textworld_tasks(request: TaskRequest) -> list[Task]:
+    """Make tasks; the environment's settings say what kind of games they are.
 
     Args:
-        num_tasks: How many, at least 1.
-        seed: Seed of the set of games.
-        split: "train", "valid" or "test".
-        first: Index of the first game.
+        request: Which; the splits are "train", "valid" and "test".
 
     Returns:
-        Tasks whose fields hold the `game_seed` and the `split`; the environment's settings say the rest.
+        Tasks whose fields hold the `game_seed` and the `split`.
 
     Raises:
         DataError: If an argument is out of range.
     """
-    if num_tasks < 1:
-        raise DataError(f"textworld_tasks: num_tasks is {num_tasks}; ask for at least 1.")
+    if request.num_tasks < 1:
+        raise DataError(f"textworld_tasks: num_tasks is {request.num_tasks}; ask for at least 1.")
+    seed, split = request.seed, request.split
     return [
         Task(
             task_id=f"textworld-{split}-{seed}-{index}",
             messages=({"role": "user", "content": _INSTRUCTION},),
             fields={"game_seed": game_seed(seed, index, split=split), "split": split},
         )
-        for index in range(first, first + num_tasks)
+        for index in range(request.first, request.first + request.num_tasks)
     ]
 
 
@@ -115,6 +114,7 @@ class TextWorldGame:
             path: A .z8 file with its .json file beside it.
         """
         import textworld
+        from jericho.jericho import UnsupportedGameWarning
 
         wanted = textworld.EnvInfos(
             description=True,
@@ -127,7 +127,10 @@ class TextWorldGame:
             lost=True,
         )
         self._path = path
-        self._env: Any = textworld.start(str(path), request_infos=wanted)
+        with warnings.catch_warnings():
+            # The interpreter knows the score of famous games only; that of ours is kept by textworld.
+            warnings.simplefilter("ignore", UnsupportedGameWarning)
+            self._env: Any = textworld.start(str(path), request_infos=wanted)
         self._state: Any = None
 
     def begin(self) -> Observation:
@@ -196,7 +199,7 @@ def _file(section: TextWorldSection, task: Task) -> Path:
     if not isinstance(seed, int) or not isinstance(split, str):
         raise DataError(
             f"textworld: task {task.task_id!r} has game_seed {seed!r} and split {split!r}, wanted an integer "
-            "and a name; make tasks with textworld_tasks or `sod tasks`."
+            "and a name; make tasks with textworld_tasks or sod tasks."
         )
     kind: GameKind = section.game
     settings = section.settings
@@ -205,4 +208,8 @@ def _file(section: TextWorldSection, task: Task) -> Path:
     return game_file(kind, settings, seed, cache=section.cache)
 
 
-ENTRY = EnvironmentEntry(options=TextWorldSection, build=build)
+def _make_tasks(section: TextWorldSection, request: TaskRequest) -> list[Task]:
+    return textworld_tasks(request)
+
+
+ENTRY = EnvironmentEntry(options=TextWorldSection, build=build, make_tasks=_make_tasks)

@@ -6,16 +6,17 @@ import hashlib
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 from sod.config_schema import Above, AtLeast
-from sod.envs.registry import BuiltEnvironment, EnvironmentEntry
+from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, TaskRequest
 from sod.envs.store_catalog import Catalogue, Goal, read_webshop
 from sod.envs.store_generator import make_store
 from sod.envs.store_pages import Store, StoreGame
 from sod.envs.text_game import TextEnvironment, TextSection, text_instruction
-from sod.envs.text_index import TextIndex, file_fingerprint, index_file
+from sod.envs.text_index import TextIndex, index_file
 from sod.errors import ConfigError, DataError
 from sod.types import Task
 
@@ -70,8 +71,27 @@ class WebStoreSection(TextSection):
                 )
 
 
+def load_catalogue(section: WebStoreSection) -> Catalogue:
+    """Read or make the catalogue of a section.
+
+    Args:
+        section: Settings.
+
+    Returns:
+        Products and goals.
+
+    Raises:
+        DataError: A file is missing or of another form.
+    """
+    if section.products is None or section.attributes is None or section.instructions is None:
+        return make_store(section.num_made_up, seed=section.store_seed)
+    return read_webshop(
+        section.products, section.attributes, section.instructions, limit=section.max_products
+    )
+
+
 def open_store(section: WebStoreSection) -> Store:
-    """Read or make the catalogue of a section, and open its index.
+    """Load the catalogue of a section and open its index, which is built where it is not there yet.
 
     Args:
         section: Settings.
@@ -82,31 +102,25 @@ def open_store(section: WebStoreSection) -> Store:
     Raises:
         DataError: A file is missing or of another form.
     """
-    if section.products is None or section.attributes is None or section.instructions is None:
-        catalogue = make_store(section.num_made_up, seed=section.store_seed)
-        fingerprint = f"made-up:{section.num_made_up}:{section.store_seed}:{_digest(catalogue)}"
-    else:
-        catalogue = read_webshop(
-            section.products, section.attributes, section.instructions, limit=section.max_products
-        )
-        fingerprint = f"webshop:{section.max_products}:{file_fingerprint([section.products])}"
-    products = catalogue.products.values()
-    texts = ((one.title, " ".join([*one.features, one.description, one.query])) for one in products)
-    path = index_file(texts, fingerprint, cache=section.cache)
+    catalogue = load_catalogue(section)
+    texts = [
+        (one.title, " ".join([*one.features, one.description, one.query]))
+        for one in catalogue.products.values()
+    ]
+    digest = hashlib.blake2b(digest_size=16)
+    for title, text in texts:
+        digest.update(f"{title}\n{text}\n".encode())
+    path = index_file(texts, digest.hexdigest(), cache=section.cache)
     return Store(catalogue=catalogue, index=TextIndex(path), ids=tuple(catalogue.products))
 
 
-def store_tasks(
-    catalogue: Catalogue, num_tasks: int, *, seed: int, split: str = "train", first: int = 0
-) -> list[Task]:
+def store_tasks(catalogue: Catalogue, request: TaskRequest) -> list[Task]:
     """Make tasks of a catalogue's goals.
 
     Args:
         catalogue: See `open_store`.
-        num_tasks: How many, at least 1.
-        seed: Order of the goals within the split.
-        split: "train", "valid" or "test"; a goal is in one of them, whatever the seed.
-        first: Index of the first goal in that order.
+        request: Which; the splits are "train", "valid" and "test". A goal is in one of them, whatever the
+            seed, which decides the order within the split.
 
     Returns:
         Tasks whose fields hold the `goal`; the message holds its words.
@@ -114,6 +128,7 @@ def store_tasks(
     Raises:
         DataError: If an argument is out of range, or there are not so many goals.
     """
+    num_tasks, seed, split, first = request.num_tasks, request.seed, request.split, request.first
     if split not in SPLITS:
         raise DataError(f"store_tasks: split is {split!r}; choose one of {', '.join(SPLITS)}.")
     if num_tasks < 1 or first < 0:
@@ -146,8 +161,14 @@ def build(section: WebStoreSection) -> BuiltEnvironment:
         The environment, for tasks of `store_tasks`.
 
     Raises:
+        ConfigError: rapidfuzz is not installed.
         DataError: A file is missing or of another form.
     """
+    if find_spec("rapidfuzz") is None:
+        raise ConfigError(
+            '[environment] name = "web_store": the package rapidfuzz is not installed; '
+            "run: pip install 'sod-kernels[envs]'"
+        )
     store = open_store(section)
 
     def factory(task: Task) -> TextEnvironment:
@@ -181,9 +202,8 @@ def _goals_of(catalogue: Catalogue, split: str) -> list[Goal]:
     return goals[begin:end]
 
 
-def _digest(catalogue: Catalogue) -> str:
-    """Tells stores of another version of the generator apart."""
-    return hashlib.blake2b(repr(catalogue.products).encode(), digest_size=8).hexdigest()
+def _make_tasks(section: WebStoreSection, request: TaskRequest) -> list[Task]:
+    return store_tasks(load_catalogue(section), request)
 
 
-ENTRY = EnvironmentEntry(options=WebStoreSection, build=build)
+ENTRY = EnvironmentEntry(options=WebStoreSection, build=build, make_tasks=_make_tasks)
