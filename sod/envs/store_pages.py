@@ -175,7 +175,7 @@ class StoreGame:
             return ()
         begin = self._page * PRODUCTS_PER_PAGE
         shown = self._results[begin : begin + PRODUCTS_PER_PAGE]
-        moves = ("back to search",)
+        moves: tuple[str, ...] = ("back to search",)
         moves += ("next >",) if begin + PRODUCTS_PER_PAGE < len(self._results) else ()
         moves += ("< prev",) if self._page else ()
         return (*moves, *(product.product_id for product in shown))
