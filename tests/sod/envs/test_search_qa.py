@@ -210,7 +210,7 @@ def test_the_tool_form_offers_a_real_tool(make):
     environment = built.factory(TASK)
     assert "Call the search tool" in environment.reset()[0]["content"]
     call = '<tool_call>{"name": "search", "arguments": {"query": "Rhine"}}</tool_call>'
-    bad = '<tool_call>{"name": "serach", "arguments": {}}</tool_call>'
+    bad = '<tool_call>{"name": "search_", "arguments": {}}</tool_call>'
     with ToolRunner(built.tools) as runner:
         turn, wrong = parse_hermes(call), parse_hermes(bad)
         good = environment.step(turn, runner.run(turn.calls))
