@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sod.envs.alfworld_problems import SPLITS, TASK_TYPES, TaskType, alfworld_problem
+from sod.envs.alfworld_problems import SPLITS, TASK_TYPES, TaskType, alfworld_problem, shown_names
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, TaskRequest
 from sod.envs.text_game import Observation, TextEnvironment, TextSection, text_instruction
 from sod.errors import ConfigError, DataError
@@ -51,18 +50,21 @@ class ALFWorldSection(TextSection):
 class PDDLGame:
     """One game in PDDL being played."""
 
-    def __init__(self, data: Mapping[str, str], name: str) -> None:
+    def __init__(self, data: Mapping[str, str], name: str, plan: Sequence[str] = ()) -> None:
         """Load the game.
 
         Args:
             data: `pddl_domain`, `pddl_problem` and `grammar`.
             name: Of the task, for errors.
+            plan: Actions that solve it from the beginning; empty where nobody knows them.
         """
         import textworld
         from textworld.envs.pddl import PddlEnv
 
         wanted = textworld.EnvInfos(admissible_commands=True, won=True)
         self._name = name
+        self._plan = tuple(plan)
+        self._done: list[str] = []
         self._env: Any = PddlEnv(wanted)
         self._env.load(dict(data))
         for identifier, shown in shown_names([info.id for info in self._entities()]).items():
@@ -72,6 +74,7 @@ class PDDLGame:
     def begin(self) -> Observation:
         """Start the game; the room is described, then the task."""
         self._state = self._env.reset()
+        self._done = []
         # The banner of the grammar says nothing.
         text = str(self._state.feedback).partition("=-")[2] or str(self._state.feedback)
         return self._observation(text.strip(), is_understood=True)
@@ -80,10 +83,13 @@ class PDDLGame:
         """Do one action; nothing happens at one that is not possible."""
         possible = self._state.admissible_commands
         self._state, _, _ = self._env.step(action)
+        self._done.append(action)
         return self._observation(str(self._state.feedback), is_understood=action in possible)
 
     def expert_action(self) -> str:
-        """Let the planner find the shortest way from here, and give its first action.
+        """Give the next action of the plan; where there is none, or it was left, let the planner find one.
+
+        The planner searches exhaustively: in a room full of things that may take minutes.
 
         Returns:
             The action.
@@ -91,7 +97,9 @@ class PDDLGame:
         Raises:
             DataError: The task cannot be solved from here.
         """
-        # Planning takes longer than playing, so it is not asked for with every action.
+        known = self._plan[: len(self._done)]
+        if len(known) < len(self._plan) and known == tuple(self._done):
+            return self._plan[len(known)]
         plan = self._env._pddl_state.replan(self._env._entity_infos)
         if not plan:
             raise DataError(f"PDDLGame: task {self._name!r} cannot be solved from here; begin it again.")
@@ -114,30 +122,6 @@ class PDDLGame:
             is_success=is_won,
             is_understood=is_understood,
         )
-
-
-def shown_names(identifiers: Sequence[str]) -> dict[str, str]:
-    """Give the things of a game the names that ALFWorld shows: "drawer 2" for `drawer_bar_...`.
-
-    Args:
-        identifiers: Of a game's PDDL.
-
-    Returns:
-        Identifier to name. Things of a kind are numbered down in the order of their identifiers, as
-        ALFWorld does; an identifier without `_bar_` is its own name.
-    """
-    kinds: dict[str, str] = {}
-    for one in sorted(identifiers):
-        kind, separator, _ = one.partition("_bar_")
-        if separator:
-            is_basin = "basin" in one and not kind.endswith("basin")
-            kinds[one] = f"{kind}basin" if is_basin else kind
-    left = Counter(kinds.values())
-    names = {one: one for one in identifiers}
-    for one, kind in kinds.items():
-        names[one] = f"{kind} {left[kind]}"
-        left[kind] -= 1
-    return names
 
 
 def alfworld_tasks(section: ALFWorldSection, request: TaskRequest) -> list[Task]:
@@ -202,7 +186,7 @@ def build(section: ALFWorldSection) -> BuiltEnvironment:
             )
 
     def factory(task: Task) -> TextEnvironment:
-        return TextEnvironment(task, PDDLGame(_game_data(task), task.task_id), section)
+        return TextEnvironment(task, _game(task), section)
 
     return BuiltEnvironment(factory=factory)
 
@@ -229,27 +213,33 @@ def _games(folder: Path, task_types: Sequence[str]) -> list[dict[str, Any]]:
     return games
 
 
-def _game_data(task: Task) -> dict[str, str]:
+def _game(task: Task) -> PDDLGame:
     fields = task.fields
     if "game_file" in fields:
         data = _json(Path(fields["game_file"]))
-        return {key: data[key] for key in ("pddl_domain", "pddl_problem", "grammar")}
+        kept = {key: data[key] for key in ("pddl_domain", "pddl_problem", "grammar")}
+        return PDDLGame(kept, task.task_id, data.get("walkthrough") or ())
     missing = [key for key in ("problem_seed", "split", "task_type") if key not in fields]
     if missing:
         raise DataError(
             f"alfworld: task {task.task_id!r} lacks {', '.join(missing)}; make tasks with sod tasks."
         )
     problem = alfworld_problem(fields["task_type"], fields["problem_seed"], split=fields["split"])
-    spec = find_spec("alfworld")
-    if spec is None or spec.origin is None:
-        raise ConfigError("alfworld: the package alfworld is not installed; it has domain and grammar.")
-    folder = Path(spec.origin).parent / "data"
+    folder = _package_folder() / "data"
     grammar = (folder / "alfred.twl2").read_text(encoding="utf-8")
-    return {
+    data = {
         "pddl_domain": (folder / "alfred.pddl").read_text(encoding="utf-8"),
         "pddl_problem": problem.pddl,
         "grammar": grammar.replace(_GOAL_PLACE, problem.sentence),
     }
+    return PDDLGame(data, task.task_id, problem.plan)
+
+
+def _package_folder() -> Path:
+    spec = find_spec("alfworld")
+    if spec is None or spec.origin is None:
+        raise ConfigError("alfworld: the package alfworld is not installed; it has domain and grammar.")
+    return Path(spec.origin).parent
 
 
 def _json(path: Path) -> Any:

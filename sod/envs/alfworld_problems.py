@@ -8,7 +8,8 @@ no other split.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -46,6 +47,11 @@ _TREATMENTS: Mapping[str, tuple[str, str, str, frozenset[str]]] = {
     "pick_heat_then_place_in_recep": ("hot", "heatable", "isHot", HEATABLE),
     "pick_cool_then_place_in_recep": ("cool", "coolable", "isCool", COOLABLE),
 }
+_TREATING: Mapping[str, tuple[str, str]] = {
+    "pick_clean_then_place_in_recep": ("clean", "sinkbasin"),
+    "pick_heat_then_place_in_recep": ("heat", "microwave"),
+    "pick_cool_then_place_in_recep": ("cool", "fridge"),
+}
 # The domain names these although a room may have none.
 _ALWAYS_RTYPES = ("sinkbasin", "microwave", "fridge")
 _ALWAYS_OTYPES = ("knife", "butterknife")
@@ -66,11 +72,13 @@ class Problem:
         task_type: Its type.
         sentence: The task in words.
         pddl: The whole problem.
+        plan: Actions that solve it from the beginning, as a player writes them.
     """
 
     task_type: TaskType
     sentence: str
     pddl: str
+    plan: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +118,35 @@ def alfworld_problem(task_type: str, seed: int, *, split: str = "train") -> Prob
     thing, target = _wish(chosen, room, receptacles, generator)
     house = _fill(chosen, room, receptacles, thing, target, generator)
     return Problem(
-        task_type=chosen, sentence=_sentence(chosen, thing, target), pddl=_pddl(chosen, house, thing, target)
+        task_type=chosen,
+        sentence=_sentence(chosen, thing, target),
+        pddl=_pddl(chosen, house, thing, target),
+        plan=_plan(chosen, house, thing, target),
     )
+
+
+def shown_names(identifiers: Sequence[str]) -> dict[str, str]:
+    """Give the things of a game the names that ALFWorld shows: "drawer 2" for `drawer_bar_...`.
+
+    Args:
+        identifiers: Of a game's PDDL.
+
+    Returns:
+        Identifier to name. Things of a kind are numbered down in the order of their identifiers, as
+        ALFWorld does; an identifier without `_bar_` is its own name.
+    """
+    kinds: dict[str, str] = {}
+    for one in sorted(identifiers):
+        kind, separator, _ = one.partition("_bar_")
+        if separator:
+            is_basin = "basin" in one and not kind.endswith("basin")
+            kinds[one] = f"{kind}basin" if is_basin else kind
+    left = Counter(kinds.values())
+    names = {one: one for one in identifiers}
+    for one, kind in kinds.items():
+        names[one] = f"{kind} {left[kind]}"
+        left[kind] -= 1
+    return names
 
 
 def _room(task_type: TaskType, generator: random.Random) -> Room:
@@ -170,6 +205,40 @@ def _fill(
         stands = [one for one in receptacles if _kind(one) in room.lamp_stands]
         places[f"{target}_1"] = generator.choice(stands)
     return _House(receptacles=receptacles, places=places)
+
+
+def _plan(task_type: TaskType, house: _House, thing: str, target: str) -> tuple[str, ...]:
+    """A direct way: fetch, treat, bring; or fetch and go to the lamp."""
+    everything = [_id(one) for one in (*house.receptacles, *house.places)]
+    shown = shown_names(everything)
+    names = {one: shown[_id(one)] for one in (*house.receptacles, *house.places)}
+    steps: list[str] = []
+    opened: set[str] = set()
+    here = ""
+
+    def visit(receptacle: str, *, is_opened: bool = True) -> None:
+        nonlocal here
+        if receptacle != here:
+            steps.append(f"go to {names[receptacle]}")
+            here = receptacle
+        if is_opened and _kind(receptacle) in OPENABLE and receptacle not in opened:
+            steps.append(f"open {names[receptacle]}")
+            opened.add(receptacle)
+
+    goals = [one for one in house.receptacles if _kind(one) == target]
+    for one in [one for one in house.places if _kind(one) == thing]:
+        visit(house.places[one])
+        steps.append(f"take {names[one]} from {names[here]}")
+        if task_type == "look_at_obj_in_light":
+            visit(house.places[f"{target}_1"], is_opened=False)
+            return (*steps, f"use {names[f'{target}_1']}")
+        if task_type in _TREATMENTS:
+            verb, kind = _TREATING[task_type]
+            visit(next(place for place in house.receptacles if _kind(place) == kind), is_opened=False)
+            steps.append(f"{verb} {names[one]} with {names[here]}")
+        visit(goals[0])
+        steps.append(f"move {names[one]} to {names[here]}")
+    return tuple(steps)
 
 
 def _sentence(task_type: TaskType, thing: str, target: str) -> str:

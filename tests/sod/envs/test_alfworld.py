@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import pytest
 
 from sod.envs import alfworld_env
-from sod.envs.alfworld_env import ALFWorldSection, alfworld_tasks, shown_names
-from sod.envs.alfworld_problems import SPLITS, TASK_TYPES, alfworld_problem
+from sod.envs.alfworld_env import ALFWorldSection, alfworld_tasks
+from sod.envs.alfworld_problems import SPLITS, TASK_TYPES, alfworld_problem, shown_names
 from sod.envs.alfworld_rooms import CLEANABLE, COOLABLE, HEATABLE, OPENABLE
 from sod.envs.expert import expert_conversation
 from sod.envs.registry import TaskRequest, build_environment
@@ -154,7 +154,6 @@ def test_games_of_the_data_set_are_found_by_type(data):
         ALFWorldSection(data=data, task_types=("pick_heat_then_place_in_recep",)), TaskRequest(num_tasks=1)
     )
     assert heat.fields["game_file"].endswith("train/c/trial/game.tw-pddl")
-    assert set(alfworld_env._game_data(heat)) == {"pddl_domain", "pddl_problem", "grammar"}
     with pytest.raises(DataError, match=r"3 games asked for, but .*train has 2 of these types"):
         alfworld_tasks(section, TaskRequest(num_tasks=3))
     with pytest.raises(DataError, match=r"valid_seen does not exist; \[environment\] data names its parent"):
@@ -180,7 +179,7 @@ def test_bad_requests_and_tasks_are_refused(tmp_path):
     with pytest.raises(
         DataError, match="task 'x' lacks problem_seed, split, task_type; make tasks with sod tasks"
     ):
-        alfworld_env._game_data(Task(task_id="x", messages=()))
+        alfworld_env._game(Task(task_id="x", messages=()))
 
 
 def test_a_machine_without_alfworld_says_what_to_install(monkeypatch):
@@ -189,17 +188,54 @@ def test_a_machine_without_alfworld_says_what_to_install(monkeypatch):
         build_environment(ALFWorldSection())
     (task,) = alfworld_tasks(ALFWorldSection(), TaskRequest(num_tasks=1))
     with pytest.raises(ConfigError, match="the package alfworld is not installed; it has domain and grammar"):
-        alfworld_env._game_data(task)
+        alfworld_env._game(task)
 
 
 @needs_alfworld
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_planner_solves_every_type(split):
+def test_the_expert_solves_every_type(split):
     built = build_environment(ALFWorldSection(invalid_action="impossible"))
-    for task in alfworld_tasks(ALFWorldSection(), TaskRequest(num_tasks=6, seed=1, split=split)):
+    for task in alfworld_tasks(ALFWorldSection(), TaskRequest(num_tasks=12, seed=1, split=split)):
         messages = expert_conversation(built.factory(task), task, max_turns=30)
         assert "Your task is to: " in messages[0]["content"]
         assert len(messages) >= 6
+
+
+@needs_alfworld
+def test_the_planner_goes_on_where_the_plan_was_left():
+    section = ALFWorldSection(task_types=("look_at_obj_in_light",))
+    (task,) = alfworld_tasks(section, TaskRequest(num_tasks=1, seed=1))
+    environment = build_environment(section).factory(task)
+    environment.reset()
+    environment.step(parse_hermes("<action>look</action>"), ())
+    for _ in range(9):
+        step = environment.step(parse_hermes(environment.expert_turn()), ())
+        if step.is_done:
+            break
+    assert step.is_success
+
+
+def test_a_plan_names_what_there_is_and_opens_before_it_takes():
+    for task_type in TASK_TYPES:
+        for seed in range(20):
+            problem = alfworld_problem(task_type, seed)
+            things = [one for one, _ in facts(problem.pddl, "objectType")]
+            names = set(
+                shown_names(things + [one for one, _ in facts(problem.pddl, "receptacleType")]).values()
+            )
+            for step in problem.plan:
+                used = re.findall(r"[a-z]+ \d+", step)
+                assert used
+                assert set(used) <= names
+            takes = sum(step.startswith("take ") for step in problem.plan)
+            assert takes == (2 if task_type == "pick_two_obj_and_place" else 1)
+            treated = {"clean": "clean ", "heat": "heat ", "cool": "cool "}
+            verb = next((verb for kind, verb in treated.items() if f"pick_{kind}_" in task_type), None)
+            assert verb is None or any(step.startswith(verb) for step in problem.plan)
+            for number, step in enumerate(problem.plan):
+                place = step.partition(" from ")[2]
+                if place.split(" ")[0] in OPENABLE:
+                    assert f"open {place}" in problem.plan[:number]
 
 
 @needs_alfworld
