@@ -303,7 +303,7 @@ def load_task_file(config: RunConfig, which: Literal["train", "eval"]) -> Sequen
     data = config.data
     path = None if data is None else getattr(data, which)
     if data is None or path is None:
-        raise ConfigError(f"[data] {which} is missing; give a .jsonl or .parquet file of tasks")
+        raise ConfigError(f"[data] {which} is missing; give a .jsonl, .parquet or .json file of tasks")
     limit = data.train_limit if which == "train" else data.eval_limit
     if data.form != "plain":
         return load_questions(path, data.form, limit=limit)

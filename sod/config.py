@@ -61,7 +61,7 @@ class TeacherSection(ModelSection):
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection(Section):
-    """The task files; .jsonl or .parquet."""
+    """The task files; .jsonl, .parquet or .json."""
 
     section: ClassVar[str] = "data"
     train: Path

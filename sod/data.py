@@ -27,7 +27,7 @@ def load_tasks(
     system_prompt: str | None = None,
     limit: int | None = None,
 ) -> list[Task]:
-    """Read tasks from a `.jsonl` or `.parquet` file.
+    """Read tasks from a `.jsonl`, `.parquet` or `.json` file (the last holds one list).
 
     Args:
         path: The file.
@@ -77,7 +77,7 @@ def expert_trajectories(
     """Read written conversations as trajectories with the very ids that a rollout of them would have.
 
     Args:
-        path: A `.jsonl` or `.parquet` file.
+        path: A `.jsonl`, `.parquet` or `.json` file.
         renderer: Makes the ids, with its own tools, and proves that the conversation only grows.
         messages_column: Chat messages that end with an assistant message; assistant messages may have
             `tool_calls`, and `"weight": 0` keeps one out of the loss.
