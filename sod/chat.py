@@ -53,10 +53,12 @@ class ChatRenderer:
         stop_ids: Token ids that end an assistant turn.
         pad_id: Token id for padding.
         tools: Offered where `prompt_ids` is not given other tools.
+        can_think: Whether the template knows thinking and it is not switched off.
     """
 
     stop_ids: tuple[int, ...]
     pad_id: int
+    can_think: bool
     tools: tuple[Tool, ...]
 
     def __init__(
@@ -94,7 +96,7 @@ class ChatRenderer:
         self.tools = tuple(tools)
         header = self._render([_USER], header=True)
         self._starts_in_thought = header.rstrip().endswith(THINK_OPEN)
-        self._can_think = THINK_OPEN in str(self._template) and enable_thinking is not False
+        self.can_think = THINK_OPEN in str(self._template) and enable_thinking is not False
         after_plain = self._after_mark([_USER, _PLAIN], header=False)
         self.stop_ids = self._find_stops(stop_tokens, after_plain)
         self._stop_texts = [self.decode([stop_id]) for stop_id in self.stop_ids]
@@ -353,7 +355,7 @@ class ChatRenderer:
         """Grow a conversation by two rounds of turn and observation; every rendering must extend the last."""
         if role in self._proven:
             return
-        thought = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\n" if self._can_think else ""
+        thought = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\n" if self.can_think else ""
         turn = {**(_CALL if role == "tool" else _PLAIN)}
         turn["content"] = thought + turn["content"]
         observation = {"role": role, "content": "observation"}

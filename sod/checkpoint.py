@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,8 +26,11 @@ from sod.errors import CheckpointError
 
 STATE_FILE = "trainer_state.json"
 TENSOR_FILE = "trainer_state.pt"
+SIZES_FILE = "files.json"
+"""Size in bytes of every file of the checkpoint: what is cut off shows."""
 POINTER = "latest"
 TEMPORARY_PREFIX = "tmp-"
+DAMAGED_PREFIX = "damaged-"
 VERSION = 1
 _UNREADABLE = (
     OSError,
@@ -114,6 +117,7 @@ def save_checkpoint(
         torch.save({"optimizer": list(optimizer_state)}, temporary / TENSOR_FILE)
         text = json.dumps({"version": VERSION, **asdict(state)}, indent=1)
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+        (temporary / SIZES_FILE).write_text(json.dumps(_sizes(temporary), indent=1), encoding="utf-8")
         _sync_tree(temporary)
         temporary.rename(target)
         _sync_folder(root)
@@ -132,18 +136,77 @@ def latest_checkpoint(root: Path) -> Path | None:
     """Give the folder of the latest whole checkpoint, None before the first.
 
     Raises:
-        CheckpointError: If the pointer names a checkpoint that is gone.
+        CheckpointError: If the pointer names a checkpoint that is gone or damaged.
     """
     name = _pointed(root)
     if name is None:
         return None
-    folder = root / name
-    if not (folder / STATE_FILE).is_file() or not (folder / TENSOR_FILE).is_file():
+    problem = _problem(root / name)
+    if problem is not None:
         raise CheckpointError(
-            f"latest_checkpoint: {root / POINTER} names {name!r}, but {folder} is not a whole checkpoint; "
-            f"write the name of another folder into {root / POINTER}"
+            f"latest_checkpoint: {root / POINTER} names {name!r}, but that is no whole checkpoint: "
+            f"{problem}; go on by --resume, which takes the last whole one"
         )
-    return folder
+    return root / name
+
+
+class Recovered(NamedTuple):
+    """What a resumed run goes on from, and what was wrong with later checkpoints; None where nothing was."""
+
+    folder: Path
+    state: TrainerState
+    optimizer_state: list[dict[str, Any]]
+    problem: str | None
+
+    @property
+    def description(self) -> str:
+        """Where the run goes on."""
+        state = self.state
+        return f"resumed after {state.round} rounds and {state.update} updates from {self.folder.name}"
+
+
+def recover_checkpoint(root: Path) -> Recovered | None:
+    """Read the last whole checkpoint, and put damaged ones that came after it out of the way.
+
+    A checkpoint that the disk has lost a part of is renamed to `damaged-...` and kept; `latest` then names
+    the one that is taken. What a killed process left unfinished is removed.
+
+    Args:
+        root: Folder of all checkpoints of the run.
+
+    Returns:
+        The checkpoint, None before the first.
+
+    Raises:
+        CheckpointError: If there were checkpoints and none of them is whole.
+    """
+    name = _pointed(root)
+    if name is None:
+        discard_after(root, None)
+        return None
+    # Folders beyond the pointer were never finished; an empty pointer points nowhere.
+    found = {entry.name for entry in root.iterdir() if entry.name.startswith("round_")}
+    candidates = sorted({one for one in found if not name or one < name} | {name} - {""}, reverse=True)
+    problems: list[str] = []
+    for position, candidate in enumerate(candidates):
+        folder = root / candidate
+        problem = _problem(folder)
+        if problem is None:
+            try:
+                state, optimizer_state = load_state(folder)
+            except CheckpointError as error:
+                problem = str(error)
+            else:
+                _set_aside(root, [one for one in candidates[:position] if one in found])
+                if candidate != name:
+                    _write_pointer(root, candidate)
+                discard_after(root, folder)
+                return Recovered(folder, state, optimizer_state, "; ".join(problems) or None)
+        problems.append(f"{candidate}: {problem}")
+    raise CheckpointError(
+        f"recover_checkpoint: no checkpoint in {root} is whole ({'; '.join(problems) or 'there is none'}); "
+        "restore one from a copy, or start a new run in another folder"
+    )
 
 
 def discard_after(root: Path, latest: Path | None) -> None:
@@ -175,19 +238,44 @@ def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]]]:
         raw["round_steps"] = {turn: tuple(sums) for turn, sums in raw["round_steps"].items()}
         raw["round_metrics"] = tuple(raw["round_metrics"])
         state = TrainerState(**raw)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"load_state: {folder} cannot be read: {error}") from error
     if version != VERSION:
         raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")
     return state, tensors["optimizer"]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Sizes of all files of a checkpoint but that which lists them."""
+    return {
+        str(entry.relative_to(folder)): entry.stat().st_size
+        for entry in sorted(folder.rglob("*"))
+        if entry.is_file() and entry.name != SIZES_FILE
+    }
+
+
+def _problem(folder: Path) -> str | None:
+    """Say what a checkpoint lacks, None where it is whole."""
+    if not folder.is_dir():
+        return "its folder is gone"
+    try:
+        wanted = json.loads((folder / SIZES_FILE).read_text(encoding="utf-8"))
+        found = _sizes(folder)
+        for name, size in wanted.items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name] != size:
+                return f"{name} has {found[name]} bytes, wanted {size}"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{SIZES_FILE} cannot be read: {error}"
+    return None
+
+
+def _set_aside(root: Path, names: Sequence[str]) -> None:
+    for name in names:
+        target = root / f"{DAMAGED_PREFIX}{name}"
+        _remove(target)
+        (root / name).rename(target)
 
 
 def _pointed(root: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The command line: `sod train | eval | rollout | score | tasks | demo`."""
+"""The command line: `sod doctor | train | eval | rollout | score | tasks | demo`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from sod.errors import SodError
+from sod.errors import ConfigError, SodError
 
+EXIT_FATAL_FINDING = 1
 EXIT_ERROR = 2
 TRACEBACK_VARIABLE = "SOD_TRACEBACK"
 
@@ -112,6 +114,39 @@ def train(
             )
             raise typer.Exit(128 + stop.signal_number) from None
         typer.echo(f"finished: {result.checkpoint}")
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN.TOML]", help="Settings of a run; without it only this machine."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the findings to this JSON file too.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Find what would go wrong in a run before it is started; no weights are read.
+
+    Leaves with code 1 where a finding is fatal: the run would fail, or train on something wrong.
+    """
+    with errors_reported():
+        from sod.config_file import load_config
+        from sod.doctor import diagnose, examine_machine
+
+        if config is None and overrides:
+            raise ConfigError("sod doctor: --set changes the settings of a run; give its TOML file too")
+        findings = examine_machine() if config is None else diagnose(load_config(config, overrides or []))
+        styles = {"ok": "green", "note": "cyan", "warning": "yellow", "fatal": "bold red"}
+        table = Table("part", "what", "", "finding")
+        for each in findings:
+            table.add_row(
+                each.area, each.subject, f"[{styles[each.level]}]{each.level}[/]", escape(each.text)
+            )
+        Console().print(table)
+        if output is not None:
+            output.write_text(findings.to_json(), encoding="utf-8")
+        if findings.is_fatal:
+            raise typer.Exit(EXIT_FATAL_FINDING)
 
 
 @app.command("eval")

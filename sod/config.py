@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from sod.config_algorithms import ALGORITHMS, AlgorithmSection, SODSection
+from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, PathOrName, Section
 from sod.errors import ConfigError
 
@@ -262,6 +263,8 @@ class RunConfig:
     """How it is optimised."""
     rollout: RolloutSection = field(default_factory=RolloutSection)
     """How the student is sampled."""
+    reward: RewardSection = field(default_factory=RewardSection)
+    """How training shapes what the environment gives."""
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     """Evaluation on held-out tasks."""
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)

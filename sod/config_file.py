@@ -29,6 +29,7 @@ from sod.config import (
     TrainerSection,
 )
 from sod.config_algorithms import ALGORITHMS
+from sod.config_rewards import RewardSection
 from sod.config_schema import PathOrName, Section, field_types, key_name, strip_limits
 from sod.envs.registry import environment_entry, environment_names, environment_options
 from sod.errors import ConfigError
@@ -39,6 +40,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "teacher": TeacherSection,
     "data": DataSection,
     "rollout": RolloutSection,
+    "reward": RewardSection,
     "trainer": TrainerSection,
     "evaluation": EvaluationSection,
     "checkpoint": CheckpointSection,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -54,6 +55,29 @@ def load_model(section: ModelSection, *, device: torch.device | None = None) -> 
             f"checkpoint, the first is {missing[0]!r}; they would be random. Give a complete checkpoint."
         )
     return place(model, device or torch.device("cpu"))
+
+
+def load_architecture(section: ModelSection) -> PreTrainedModel:
+    """Build the model of a checkpoint without its weights, on the meta device.
+
+    Args:
+        section: Where it is, and the dtype of its weights.
+
+    Returns:
+        The model; its parameters have shapes and dtypes, and no memory.
+
+    Raises:
+        ModelError: If there is none or its settings cannot be read.
+    """
+    _check_folder(section)
+    try:
+        config = AutoConfig.from_pretrained(section.model, revision=section.revision or "main")
+        with torch.device("meta"):
+            build: Any = AutoModelForCausalLM
+            model: PreTrainedModel = build.from_config(config, dtype=DTYPES[section.dtype])
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(_load_failure(section, "model", error)) from error
+    return model
 
 
 def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

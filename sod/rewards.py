@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
+import string
+from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from sod.code_tests import last_program, parse_code_tests, passed_share
 from sod.errors import ConfigError, DataError
 from sod.math_check import check_math
+from sod.sandbox import Sandbox
 from sod.types import Task
 
 Reward = Callable[[Task, str], float]
@@ -81,26 +85,138 @@ def math(task: Task, text: str) -> float:
     return float(check_math(answer if wanted is None else wanted, boxed))
 
 
-REWARDS: dict[str, Reward] = {"exact": exact, "number": number, "math": math}
-"""The rewards that a config can name."""
+def boxed(task: Task, text: str) -> float:
+    r"""Score equality, character for character, of the last `\boxed{}` with the answer.
+
+    SOD's release scores mathematics so, and reads the last 100 characters only; this reads all.
+
+    Args:
+        task: Has `fields["answer"]`, boxed or not.
+        text: The final answer; without a closed box it scores 0.
+
+    Returns:
+        1.0 or 0.0.
+
+    Raises:
+        DataError: The task has no answer.
+    """
+    answer = _answer(task)
+    found, wanted = last_boxed(text), last_boxed(answer)
+    return float(found is not None and found.strip() == (answer if wanted is None else wanted).strip())
 
 
-def get_reward(name: str) -> Reward:
+def qa_exact(task: Task, text: str) -> float:
+    """Score equality of words with any of the answers: case, punctuation, articles and spaces aside.
+
+    Args:
+        task: Has `fields["answer"]`, one text or a list of equally good ones.
+        text: The final answer.
+
+    Returns:
+        1.0 or 0.0.
+
+    Raises:
+        DataError: The task has no answer.
+    """
+    words = _words(text)
+    return float(any(words == _words(answer) for answer in _answers(task)))
+
+
+def f1(task: Task, text: str) -> float:
+    """Score the words shared with the best of the answers: harmonic mean of precision and recall.
+
+    Args:
+        task: Has `fields["answer"]`, one text or a list of equally good ones.
+        text: The final answer.
+
+    Returns:
+        2 shared / (words + words of the answer), in [0, 1], words counted as in `qa_exact`; where either has
+        no words, 1.0 if neither has, else 0.0.
+
+    Raises:
+        DataError: The task has no answer.
+    """
+    words = _words(text)
+    return max(_word_overlap(words, _words(answer)) for answer in _answers(task))
+
+
+class CodeReward:
+    """Scores a program, the last fenced Python block of the answer, by the tests of the task.
+
+    Args:
+        sandbox: Where the program runs; the caller closes it.
+        timeout_s: Deadline of one test in seconds.
+        needs_all: 1.0 where every test passes and else 0.0, instead of the share of tests passed.
+    """
+
+    def __init__(self, sandbox: Sandbox, *, timeout_s: float = 10.0, needs_all: bool = False) -> None:
+        self._sandbox = sandbox
+        self._timeout_s = timeout_s
+        self._needs_all = needs_all
+
+    def __call__(self, task: Task, text: str) -> float:
+        """Score an answer.
+
+        Args:
+            task: Has `fields["answer"]` in a form of `sod.code_tests.parse_code_tests`.
+            text: The final answer; without a program it scores 0.
+
+        Returns:
+            A number in [0, 1].
+
+        Raises:
+            DataError: The task has no tests.
+            ToolUnavailableError: The sandbox is down: the trajectory must be dropped, not scored.
+        """
+        tests = parse_code_tests(_answer_field(task), f"task {task.task_id!r}")
+        program = last_program(text)
+        if program is None:
+            return 0.0
+        share = passed_share(
+            program, tests, self._sandbox, timeout_s=self._timeout_s, stops_at_failure=self._needs_all
+        )
+        return float(share == 1.0) if self._needs_all else share
+
+
+REWARDS: dict[str, Reward] = {
+    "exact": exact,
+    "number": number,
+    "math": math,
+    "boxed": boxed,
+    "qa_exact": qa_exact,
+    "f1": f1,
+}
+"""The rewards that need nothing but the task and the text."""
+SANDBOX_REWARDS = ("code", "code_all")
+"""The rewards that run a program: the share of tests passed; 1 for all and else 0."""
+
+
+def get_reward(name: str, sandbox: Sandbox | None = None, *, timeout_s: float = 10.0) -> Reward:
     """Find a reward by its name.
 
     Args:
-        name: One of `REWARDS`.
+        name: One of `REWARDS` or `SANDBOX_REWARDS`.
+        sandbox: Where the latter run programs.
+        timeout_s: Their deadline of one test, in seconds.
 
     Returns:
         The reward.
 
     Raises:
-        ConfigError: There is no such reward; the message names the nearest.
+        ConfigError: There is no such reward (the message names the nearest), or it needs a sandbox.
     """
+    if name in SANDBOX_REWARDS:
+        if sandbox is None:
+            raise ConfigError(
+                f"get_reward: {name!r} runs programs, but sandbox is None; pass a LocalSandbox or a "
+                "SandboxFusionClient."
+            )
+        return CodeReward(sandbox, timeout_s=timeout_s, needs_all=name == "code_all")
     if name not in REWARDS:
-        nearest = difflib.get_close_matches(name, REWARDS, n=1)
+        names = sorted((*REWARDS, *SANDBOX_REWARDS))
+        nearest = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-        raise ConfigError(f"get_reward: unknown reward {name!r}, wanted one of {sorted(REWARDS)}{hint}")
+        raise ConfigError(f"get_reward: unknown reward {name!r}, wanted one of {names}{hint}")
     return REWARDS[name]
 
 
@@ -127,13 +243,39 @@ def last_boxed(text: str) -> str | None:
 
 
 def _answer(task: Task) -> str:
+    return str(_answer_field(task))
+
+
+def _answers(task: Task) -> list[str]:
+    """All answers that are right."""
+    value = _answer_field(task)
+    answers = [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]
+    if not answers:
+        raise DataError(f'reward: fields["answer"] of task {task.task_id!r} is empty; leave the task out.')
+    return answers
+
+
+def _words(text: str) -> list[str]:
+    """The words that questions and answers are compared by."""
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return [word for word in bare.split() if word not in ("a", "an", "the")]
+
+
+def _word_overlap(words: list[str], wanted: list[str]) -> float:
+    if not words or not wanted:
+        return float(words == wanted)
+    num_shared = (Counter(words) & Counter(wanted)).total()
+    return 2 * num_shared / (len(words) + len(wanted))
+
+
+def _answer_field(task: Task) -> Any:
     answer: Any = task.fields.get("answer")
     if answer is None:
         raise DataError(
             f'reward: task {task.task_id!r} has no fields["answer"]; name its column in load_tasks, or give '
             "the environment a reward that needs no answer."
         )
-    return str(answer)
+    return answer
 
 
 def _last_number(text: str) -> Decimal | None:

@@ -22,6 +22,8 @@ from sod.errors import CheckpointError, ConfigError
 CONFIG_FILE = "config.resolved.toml"
 ENV_FILE = "env.json"
 LOCK_FILE = "run.lock"
+_GIT_TIMEOUT_S = 10.0
+_PARTIAL = ".partial"
 FREE_ON_RESUME = {
     ("checkpoint", "every"),
     ("checkpoint", "keep_last"),
@@ -58,8 +60,7 @@ class RunFolder:
         path = config.run.output
         check_is_new(path)
         folder = cls(path, _lock(path))
-        (path / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
-        folder.record_environment(config)
+        folder._describe(config)
         return folder
 
     @classmethod
@@ -78,8 +79,7 @@ class RunFolder:
         path = config.run.output
         check_is_same_run(config)
         folder = cls(path, _lock(path))
-        (path / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
-        folder.record_environment(config)
+        folder._describe(config)
         return folder
 
     def trajectories(self, round_index: int) -> Path:
@@ -91,7 +91,15 @@ class RunFolder:
         target = self.path / ENV_FILE
         starts = json.loads(target.read_text(encoding="utf-8"))["starts"] if target.is_file() else []
         starts.append(describe_environment(config))
-        target.write_text(json.dumps({"starts": starts}, indent=1) + "\n", encoding="utf-8")
+        _write_whole(target, json.dumps({"starts": starts}, indent=1) + "\n")
+
+    def _describe(self, config: RunConfig) -> None:
+        try:
+            _write_whole(self.path / CONFIG_FILE, dump_config(config))
+            self.record_environment(config)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the lock."""
@@ -110,6 +118,8 @@ def check_is_new(path: Path) -> None:
     Raises:
         ConfigError: If the folder holds a run, or other files, or is a file.
     """
+    # What a process that was killed at its very start can leave.
+    own = (LOCK_FILE, f"{CONFIG_FILE}{_PARTIAL}")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"[run] output = {str(path)!r}: is a file; wanted a folder that is new or empty")
     if (path / CONFIG_FILE).exists():
@@ -117,7 +127,7 @@ def check_is_new(path: Path) -> None:
             f"[run] output = {str(path)!r}: holds a run already; go on with it by --resume, "
             "or give another folder"
         )
-    if path.is_dir() and any(entry.name != LOCK_FILE for entry in path.iterdir()):
+    if path.is_dir() and any(entry.name not in own for entry in path.iterdir()):
         raise ConfigError(f"[run] output = {str(path)!r}: is not empty; wanted a folder that is new or empty")
 
 
@@ -162,9 +172,27 @@ def describe_environment(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _write_whole(target: Path, text: str) -> None:
+    """Replace a file: whoever is killed on the way leaves the one before."""
+    partial = target.with_name(f"{target.name}{_PARTIAL}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} cannot be written: {error}. Free disk space or give another [run] output."
+        ) from error
+
+
 def _lock(path: Path) -> TextIO:
-    path.mkdir(parents=True, exist_ok=True)
-    handle = (path / LOCK_FILE).open("w")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = (path / LOCK_FILE).open("w")
+    except OSError as error:
+        raise ConfigError(f"[run] output = {str(path)!r}: cannot be written: {error}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -185,8 +213,13 @@ def _version(package: str) -> str | None:
 def _git_sha() -> str | None:
     here = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
-    except OSError:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -21,13 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.algorithms import LossContext, make_algorithm
 from sod.assembly import RunParts, assemble, assemble_objects
-from sod.checkpoint import (
-    TrainerState,
-    discard_after,
-    latest_checkpoint,
-    load_state,
-    save_checkpoint,
-)
+from sod.checkpoint import TrainerState, latest_checkpoint, recover_checkpoint, save_checkpoint
 from sod.config import RunConfig
 from sod.config_algorithms import SODSection
 from sod.envs.base import EnvironmentFactory
@@ -365,16 +359,17 @@ class SODTrainer:
         return JsonLines(path, offset=self.state.file_bytes.get(name, 0))
 
     def _restore(self) -> None:
-        latest = latest_checkpoint(self._folder.checkpoints)
-        discard_after(self._folder.checkpoints, latest)
-        if latest is None:
+        found = recover_checkpoint(self._folder.checkpoints)
+        if found is None:
             return
-        self.state, optimizer_state = load_state(latest)
-        load_weights(self.model, latest)
-        self._optimizer.load_state_dict(optimizer_state)
-        self._display.line(
-            f"resumed after {self.state.round} rounds and {self.state.update} updates from {latest.name}"
-        )
+        self.state = found.state
+        load_weights(self.model, found.folder)
+        self._optimizer.load_state_dict(found.optimizer_state)
+        if found.problem is not None:
+            self._display.warn(
+                f"damaged checkpoints were set aside, the last whole one taken: {found.problem}"
+            )
+        self._display.line(found.description)
 
     def _save(self) -> Path:
         self._metrics.sync()

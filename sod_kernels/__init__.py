@@ -5,6 +5,7 @@ out.loss.backward()
 """
 
 from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
+from sod_kernels.alignment import AlignmentError, align_units
 from sod_kernels.functional import (
     TokenLogProbs,
     linear_step_kl,
@@ -16,24 +17,35 @@ from sod_kernels.linear.policy import PolicyGradient
 from sod_kernels.linear_module import LinearStepKLLoss
 from sod_kernels.modules import StepKLLoss, TopKStepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
+from sod_kernels.token_bytes import TokenBytes
+from sod_kernels.tokenizer_bytes import token_bytes
 from sod_kernels.types import StepKLOutput, StepStatistics
+from sod_kernels.units import Units, VocabMap
+from sod_kernels.vocab_report import SampleCoverage, VocabReport, vocab_report
 from sod_kernels.weighting import SodWeighting, TurnWeighting, sod_weights, tdur_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlignmentError",
     "BackendStatus",
     "BackendUnavailableError",
     "LinearStepKLLoss",
     "PolicyGradient",
+    "SampleCoverage",
     "SodWeighting",
     "StepKLLoss",
     "StepKLOutput",
     "StepStatistics",
+    "TokenBytes",
     "TokenLogProbs",
     "TopKStepKLLoss",
     "TurnWeighting",
+    "Units",
+    "VocabMap",
+    "VocabReport",
     "__version__",
+    "align_units",
     "backends",
     "linear_step_kl",
     "sod_weights",
@@ -41,6 +53,8 @@ __all__ = [
     "step_means",
     "steps_from_mask",
     "tdur_weights",
+    "token_bytes",
     "token_log_probs",
     "topk_step_kl",
+    "vocab_report",
 ]

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/arguments.h"
+#include "cpu/alignment.h"
 #include "cpu/log_probs.h"
 #include "cpu/memory.h"
 #include "cpu/step_kl.h"
@@ -12,12 +13,53 @@ namespace py = pybind11;
 namespace {
 
 using WithoutGil = py::call_guard<py::gil_scoped_release>;
+using sod::bindings::Address;
+using sod::bindings::pointer;
+
+sod::TokenTable make_token_table(Address bytes, Address offsets, Address symbols, bool has_prefix_space) {
+  return {pointer<std::uint8_t>(bytes), pointer<std::int64_t>(offsets), pointer<std::int32_t>(symbols),
+          has_prefix_space};
+}
+
+sod::cpu::AlignmentProblem make_alignment_problem(const sod::TokenTable& student,
+                                                  const sod::TokenTable& teacher, Address student_ids,
+                                                  Address teacher_ids, Address student_segments,
+                                                  Address teacher_segments, Address is_truncated,
+                                                  std::int64_t num_segments) {
+  return {student,
+          teacher,
+          pointer<std::int64_t>(student_ids),
+          pointer<std::int64_t>(teacher_ids),
+          pointer<std::int64_t>(student_segments),
+          pointer<std::int64_t>(teacher_segments),
+          pointer<std::uint8_t>(is_truncated),
+          num_segments};
+}
+
+sod::cpu::AlignmentOutputs make_alignment_outputs(Address student_spans, Address teacher_spans,
+                                                  Address segment_units) {
+  return {pointer<std::int64_t>(student_spans), pointer<std::int64_t>(teacher_spans),
+          pointer<std::int64_t>(segment_units)};
+}
+
+void define_alignment(py::module_& module) {
+  using sod::bindings::define;
+  define<sod::TokenTable>(module, "TokenTable", &make_token_table, "bytes", "offsets", "symbols",
+                          "has_prefix_space");
+  define<sod::cpu::AlignmentProblem>(module, "AlignmentProblem", &make_alignment_problem, "student",
+                                     "teacher", "student_ids", "teacher_ids", "student_segments",
+                                     "teacher_segments", "is_truncated", "num_segments");
+  define<sod::cpu::AlignmentOutputs>(module, "AlignmentOutputs", &make_alignment_outputs, "student_spans",
+                                     "teacher_spans", "segment_units");
+  module.def("align", &sod::cpu::align, py::kw_only(), py::arg("problem"), py::arg("outputs"), WithoutGil());
+}
 
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "Step-aware KL on the CPU.";
+  module.doc() = "Step-aware KL and alignment of tokenizers on the CPU.";
   sod::bindings::define_arguments(module);
+  define_alignment(module);
   // A buffer for torch.frombuffer: the tensor keeps it alive, and gives it back when it dies.
   py::class_<sod::cpu::Pages>(module, "Pages", py::buffer_protocol(), py::module_local())
       .def(py::init<std::int64_t>(), py::arg("num_bytes"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from sod.envs.base import StepResult
@@ -38,7 +39,7 @@ class ToolEnvironment:
 
         Args:
             task: The task, with its opening messages.
-            tools: The tools that the student may call.
+            tools: The tools that the student may call; those that keep state get one of their own.
             reward: Scores the content of the final answer.
             max_errors_in_a_row: Error results without a good one between them that end the attempt; None
                 never ends it.
@@ -48,7 +49,10 @@ class ToolEnvironment:
             raise ValueError(
                 f"ToolEnvironment: max_errors_in_a_row must be 1 or more, or None; got {max_errors_in_a_row}."
             )
-        self.tools = tuple(tools)
+        self._open = ExitStack()
+        self.tools = tuple(
+            one if one.for_trajectory is None else one.for_trajectory(self._open) for one in tools
+        )
         self._task = task
         self._reward = reward
         self._max_errors_in_a_row = max_errors_in_a_row
@@ -82,7 +86,8 @@ class ToolEnvironment:
         return StepResult(results=results, messages=tuple(_message(result) for result in results))
 
     def close(self) -> None:
-        """Do nothing: the tools belong to whoever made them."""
+        """End what the tools keep for this attempt; the tools belong to whoever made them."""
+        self._open.close()
 
     def _has_too_many_errors(self, results: Sequence[ToolResult]) -> bool:
         has_too_many = False

@@ -15,6 +15,7 @@ from sod.engines.hf import HFEngine
 from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
 from sod.evaluate import EvalResult, summarise
+from sod.reward_shaping import shape_rewards
 from sod.rollout.collector import RolloutLimits, collect
 from sod.seeding import derive_seed
 from sod.tools import ToolRunner
@@ -56,13 +57,14 @@ class Sampler:
             progress: Called with trajectories done and in all.
 
         Returns:
-            `num_samples` trajectories per task, in order.
+            `num_samples` trajectories per task, in order, their rewards shaped as [reward] says.
         """
         settings = self.config.rollout
         seed = derive_seed(self.config.run.seed, "rollout", round_index)
-        return self._collect(
+        trajectories = self._collect(
             tasks, settings.temperature, settings.top_p, settings.num_samples, seed, progress
         )
+        return shape_rewards(trajectories, self.renderer.parse, self.config.reward)
 
     def evaluate(
         self, tasks: Sequence[Task], round_index: int, progress: Progress | None = None

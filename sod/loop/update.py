@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sod.algorithms import Algorithm, LossContext, LossOutput
+from sod.loop.scores import check_scores
 from sod.optim import OptimizerSet
 from sod.packing import Batch
 from sod.scoring import row_logits
@@ -97,6 +98,9 @@ def run_update(
 
     Returns:
         Metrics and steps.
+
+    Raises:
+        TrainingError: If the gradient is not finite because the teacher's scores are not.
     """
     started, teacher_s = time.perf_counter(), 0.0
     model.train()
@@ -121,6 +125,10 @@ def run_update(
         optimizer.step(settings.learning_rate_scale)
     optimizer.zero_grad()
     model.train(False)
+    if is_skipped:
+        for index, batch in enumerate(batches):
+            moved = batch.to(model.device)
+            check_scores(moved, targets(index, moved))
     steps = [row for pair in zip(batches, outputs, strict=True) for row in step_stats(*pair)]
     metrics = {
         "grad/norm": grad_norm,

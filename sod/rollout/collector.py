@@ -13,6 +13,7 @@ from sod.engines.sampling import mix_seed
 from sod.envs.base import Environment, EnvironmentFactory, StepResult
 from sod.errors import RolloutError
 from sod.parsing import ParsedTurn
+from sod.tools import ToolUnavailableError
 from sod.types import EndReason, Task, ToolCall, ToolOutcome, ToolResult, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -220,7 +221,13 @@ class _Session:
                 self.last_unavailable = f"{result.name}: {result.text}"
                 row.close()
                 return None
-        step = row.environment.step(turn, results)
+        try:
+            step = row.environment.step(turn, results)
+        except ToolUnavailableError as error:
+            # What scores the answer is down: no score at all, and never a made-up one.
+            self.last_unavailable = str(error)
+            row.close()
+            return None
         row.turns.append(self._turn(row, generation, turn, step))
         row.num_tokens += len(generation.sampled_ids)
         row.reward += step.reward

@@ -29,7 +29,8 @@ def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> 
         trajectories: What to write. Equal trajectories give equal bytes.
 
     Raises:
-        DataError: The name ends otherwise, or an argument of a tool call is nothing that JSON can hold.
+        DataError: The name ends otherwise, the disk takes no more, or an argument of a tool call is nothing
+            that JSON can hold.
     """
     target = _checked_path(path, "write_trajectories")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -42,6 +43,11 @@ def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> 
             raw.flush()
             os.fsync(raw.fileno())
         partial.replace(target)
+    except OSError as error:
+        raise DataError(
+            f"write_trajectories: {target} cannot be written: {error}. Free disk space or give another "
+            "folder."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -6,54 +6,31 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from sod.errors import SandboxUnavailableError
+from sod.sandbox.calls import SandboxResult, encoded_inputs, failed, outcome_of, too_long
 from sod.sandbox.requirements import bubblewrap, missing_requirement, start_advice
 from sod.types import ToolOutcome
 
 if TYPE_CHECKING:
+    from sod.sandbox.session import SandboxSession
     from sod.sandbox.worker import Ending, Worker, WorkerSettings
 
 _MIB = 1 << 20
-_MAX_INPUT_BYTES = 8 * _MIB
-_MAX_TIMEOUT_S = 3600.0
 _SELF_TEST_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SandboxResult:
-    """What one piece of code did.
-
-    Attributes:
-        outcome: OK; TOOL_ERROR for an exception or a non-zero exit; TIMEOUT; KILLED by a signal (memory,
-            processor time, a crash); UNAVAILABLE where the sandbox itself is down and the code did not run.
-        stdout: Standard output, then the value of a last expression, as in a REPL.
-        stderr: Standard error: the traceback with the user's frames, or why the sandbox is down.
-        exit_code: Exit code, minus the signal that killed it, or None where there is none.
-        seconds: Wall-clock time of the code; waiting for a free worker not included.
-        truncated: Whether some of the output was dropped.
-    """
-
-    outcome: ToolOutcome
-    stdout: str
-    stderr: str
-    exit_code: int | None
-    seconds: float
-    truncated: bool
 
 
 class LocalSandbox:
     """Runs untrusted Python on this machine: no network, no processes, no files but its own, bounded in all.
 
     Each worker is a fork server inside one bubblewrap sandbox; a call costs a fork, not an interpreter start.
-    Nothing is kept from one call to the next: not variables, not modules, not files. The interpreter and the
-    installed packages of this process are visible inside, read-only. Calls may come from any number of
-    threads; at most `num_workers` run at a time. `math` written by a student in a thousand rollouts belongs
-    here; code that wants a GPU does not.
+    Nothing is kept from one call to the next: not variables, not modules, not files; a `session` keeps them
+    for the calls of one trajectory. The interpreter and the installed packages of this process are visible
+    inside, read-only. Calls may come from any number of threads; at most `num_workers` run at a time. `math`
+    written by a student in a thousand rollouts belongs here; code that wants a GPU does not.
 
     Args:
         num_workers: Calls that can run at the same time.
@@ -99,6 +76,8 @@ class LocalSandbox:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._workers: set[Worker] = set()
+        self._sessions: set[SandboxSession] = set()
+        self._session_workers: list[Worker] = []
         # bubblewrap ends with the thread that started it, so one thread starts them all and outlives them.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="sod-sandbox-starter")
         # Last in, first out: the worker used last has the warmest caches.
@@ -147,22 +126,12 @@ class LocalSandbox:
             TypeError: `code` or `stdin` is not text.
             ValueError: `timeout_s` is out of range, or the sandbox is closed.
         """
-        for name, value in (("code", code), ("stdin", stdin)):
-            if not isinstance(value, str):
-                raise TypeError(
-                    f"LocalSandbox.run: {name} is {type(value).__name__}, wanted str. Decode bytes first."
-                )
-        if not 0 < timeout_s <= _MAX_TIMEOUT_S:
-            raise ValueError(
-                f"LocalSandbox.run: timeout_s is {timeout_s}, wanted above 0 and at most {_MAX_TIMEOUT_S:g}."
-            )
+        inputs = encoded_inputs("LocalSandbox.run", code, stdin, timeout_s)
         if self._closed.is_set():
             raise ValueError("LocalSandbox.run: the sandbox is closed. Make a new one.")
-        inputs = [value.encode(errors="surrogatepass") for value in (code, stdin)]
-        for name, data in zip(("code", "stdin"), inputs, strict=True):
-            if len(data) > _MAX_INPUT_BYTES:
-                text = f"{name} has {len(data)} bytes; at most {_MAX_INPUT_BYTES} are accepted"
-                return _failure(ToolOutcome.TOOL_ERROR, text)
+        refused = too_long(*inputs)
+        if refused is not None:
+            return refused
         worker = self._idle.get()
         try:
             worker, result = self._run_on(worker, inputs[0], inputs[1], timeout_s)
@@ -175,18 +144,45 @@ class LocalSandbox:
             self._idle.put(worker)
         return result
 
-    def close(self) -> None:
-        """End all workers; calls under way return KILLED or UNAVAILABLE. Closing twice is harmless.
+    def session(self) -> SandboxSession:
+        """Begin an interpreter that keeps variables, modules and files from one call to the next.
 
-        Returns when no process and no thread of the sandbox is left.
+        A session has a worker to itself from its first call on, besides the `num_workers` of `run`; when it
+        ends, everything in the worker is wiped and the next session takes it. Each costs this process eight
+        descriptors.
+
+        Returns:
+            The session; close it when its trajectory is over.
+
+        Raises:
+            ValueError: The sandbox is closed.
+        """
+        from sod.sandbox.session import SandboxSession
+
+        with self._lock:
+            if self._closed.is_set():
+                raise ValueError("LocalSandbox.session: the sandbox is closed. Make a new one.")
+            session = SandboxSession(
+                self._take_session_worker, self._end_session, self._settings.max_output_bytes
+            )
+            self._sessions.add(session)
+        return session
+
+    def close(self) -> None:
+        """End all workers and sessions; calls under way return KILLED or UNAVAILABLE.
+
+        Closing twice is harmless. Returns when no process and no thread of the sandbox is left.
         """
         with self._lock:
             was_closed = self._closed.is_set()
             self._closed.set()
             for worker in self._workers:
                 worker.kill()
+            sessions = list(self._sessions)
         if was_closed:
             return
+        for session in sessions:
+            session.close()
         slots = [self._idle.get() for _ in range(self._num_workers)]
         self._release()
         # Callers that still wait for a worker find out from an empty one that there are none.
@@ -213,7 +209,7 @@ class LocalSandbox:
                 try:
                     worker = self._start_worker()
                 except SandboxUnavailableError as error:
-                    return None, _failure(ToolOutcome.UNAVAILABLE, str(error))
+                    return None, failed(ToolOutcome.UNAVAILABLE, str(error))
             try:
                 ending = worker.call(code, stdin, timeout_s)
             except WorkerLostError as error:
@@ -222,14 +218,14 @@ class LocalSandbox:
                 if error.has_started:
                     is_overdue = error.is_overdue
                     outcome = ToolOutcome.TIMEOUT if is_overdue else ToolOutcome.KILLED
-                    return None, _failure(outcome, f"the sandbox worker was lost: {error.reason}")
+                    return None, failed(outcome, f"the sandbox worker was lost: {error.reason}")
                 reason = error.reason
                 continue
             if not worker.is_usable:
                 self._drop(worker)
                 worker = None
             return worker, _result(ending)
-        return None, _failure(ToolOutcome.UNAVAILABLE, f"the sandbox worker was lost twice: {reason}")
+        return None, failed(ToolOutcome.UNAVAILABLE, f"the sandbox worker was lost twice: {reason}")
 
     def _start_worker(self) -> Worker:
         """Start a worker and prove its walls."""
@@ -243,7 +239,8 @@ class LocalSandbox:
             raise SandboxUnavailableError("LocalSandbox: it was closed")
         try:
             worker = Worker(self._settings)
-        except WorkerStartError as error:
+        except (WorkerStartError, OSError) as error:
+            # No descriptors or no memory left: that too is the sandbox's fault and never the code's.
             raise SandboxUnavailableError(f"LocalSandbox: {start_advice(str(error))}") from error
         code = (Path(__file__).parent / "inside" / "self_test.py").read_bytes()
         try:
@@ -262,6 +259,24 @@ class LocalSandbox:
             if self._closed.is_set():
                 worker.kill()
         return worker
+
+    def _take_session_worker(self) -> Worker:
+        """Give a worker to a session: one that an earlier session left, or a new one."""
+        with self._lock:
+            if self._session_workers:
+                return self._session_workers.pop()
+        return self._start_worker()
+
+    def _end_session(self, session: SandboxSession, worker: Worker | None) -> None:
+        """Take back the worker of a session that is over, or of one that goes on without it."""
+        if worker is not None and not worker.is_usable:
+            self._drop(worker)
+            worker = None
+        with self._lock:
+            if session.is_closed:
+                self._sessions.discard(session)
+            if worker is not None:
+                self._session_workers.append(worker)
 
     def _drop(self, worker: Worker) -> None:
         """Forget a worker."""
@@ -288,25 +303,10 @@ def _check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"LocalSandbox: {name} is {value}, wanted at least {least}.")
 
 
-def _failure(outcome: ToolOutcome, text: str) -> SandboxResult:
-    """Return the result of code that left nothing."""
-    return SandboxResult(
-        outcome=outcome, stdout="", stderr=text, exit_code=None, seconds=0.0, truncated=False
-    )
-
-
 def _result(ending: Ending) -> SandboxResult:
     """Say what an ending means."""
-    if ending.is_timeout:
-        outcome = ToolOutcome.TIMEOUT
-    elif ending.exit_code < 0:
-        outcome = ToolOutcome.KILLED
-    elif ending.exit_code > 0:
-        outcome = ToolOutcome.TOOL_ERROR
-    else:
-        outcome = ToolOutcome.OK
     return SandboxResult(
-        outcome=outcome,
+        outcome=outcome_of(ending.exit_code, is_timeout=ending.is_timeout),
         stdout=ending.stdout,
         stderr=ending.stderr,
         exit_code=ending.exit_code,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 _INSTALL_BUBBLEWRAP = (
@@ -20,6 +22,7 @@ _INSTALL_LIBSECCOMP = (
     "libseccomp or its Python binding is not installed. Install them: `apt-get install libseccomp2` "
     "(Debian, Ubuntu) or `dnf install libseccomp` (Fedora, RHEL), and `pip install pyseccomp`."
 )
+_HELP_TIMEOUT_S = 60.0
 _SWITCHES = (
     (
         "/proc/sys/kernel/unprivileged_userns_clone",
@@ -78,8 +81,16 @@ def bubblewrap() -> tuple[str, str]:
     path = shutil.which("bwrap")
     if path is None:
         raise FileNotFoundError(_INSTALL_BUBBLEWRAP)
-    answer = subprocess.run([path, "--help"], capture_output=True, text=True, check=False)
-    return path, answer.stdout + answer.stderr
+    return path, _help(path, Path(path).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _help(path: str, modified_ns: int) -> str:
+    """Return what the program answers to `--help`; asked once, and again when another takes its place."""
+    answer = subprocess.run(
+        [path, "--help"], capture_output=True, text=True, check=False, timeout=_HELP_TIMEOUT_S
+    )
+    return answer.stdout + answer.stderr
 
 
 def start_advice(reason: str) -> str:
@@ -89,6 +100,9 @@ def start_advice(reason: str) -> str:
         reason: What bubblewrap or the fork server said.
     """
     parts = [f"the sandbox does not start: {reason}."]
+    if f"[Errno {errno.EMFILE}]" in reason:
+        # Then the switches cannot be read either.
+        return f"{parts[0]} This process may not open more files: raise the limit, `ulimit -n 65536`."
     for path, value, advice in _SWITCHES:
         file = Path(path)
         is_used_up = "ENOSPC" in reason and "ENOSPC" in advice

@@ -12,9 +12,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from sod.sandbox.capture import Capture
 from sod.sandbox.command import bubblewrap_command, inside_package_paths, next_code_uid
@@ -149,6 +149,61 @@ class Worker:
                 stderr=stderr.text(),
                 is_truncated=stdout.is_truncated or stderr.is_truncated,
             )
+
+    def open_session(self, descriptors: Sequence[int]) -> None:
+        """Start an interpreter that keeps its state; `call` must wait until `end_session`.
+
+        Args:
+            descriptors: Command socket, stdin, stdout and stderr of the interpreter.
+
+        Raises:
+            WorkerLostError: The fork server is gone; this worker must not be used again.
+        """
+        try:
+            socket.send_fds(self._control, [json.dumps({"order": "open"}).encode()], descriptors)
+        except OSError as error:
+            raise self._lost(has_started=False) from error
+        self._await_event("started", _GRACE_S)
+
+    def order(self, what: Literal["go", "pause"]) -> None:
+        """Let the interpreter of the session run, or stop it.
+
+        Raises:
+            WorkerLostError: The fork server is gone.
+        """
+        try:
+            self._control.send(json.dumps({"order": what}).encode())
+        except OSError as error:
+            raise self._lost(has_started=True) from error
+
+    def end_session(self) -> int:
+        """End the interpreter of the session and clean up after it.
+
+        Returns:
+            Its exit code, or minus the signal that ended it.
+
+        Raises:
+            WorkerLostError: The fork server is gone, or could not confine the interpreter, which ran nothing.
+        """
+        try:
+            self._control.send(json.dumps({"order": "end"}).encode())
+        except OSError as error:
+            raise self._lost(has_started=True) from error
+        ended = self._await_event("ended", _GRACE_S)
+        self.is_usable = self.is_usable and not ended["is_retiring"]
+        if ended["reason"]:
+            raise self._lost(has_started=False, reason=ended["reason"])
+        return os.waitstatus_to_exitcode(ended["status"])
+
+    def _await_event(self, event: str, timeout_s: float) -> dict[str, Any]:
+        """Wait for one packet of the fork server."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        packet = self._receive() if poll.poll(timeout_s * 1000) else b""
+        message = json.loads(packet) if packet else {}
+        if message.get("event") != event:
+            raise self._lost(has_started=True)
+        return dict(message)
 
     def kill(self) -> None:
         """Kill the fork server and everything in its sandbox; a call under way raises WorkerLostError."""
@@ -311,4 +366,11 @@ def _start(
         os.close(filter_fd)
         os.close(their_info_fd)
     with os.fdopen(info_fd, "rb") as info:
+        # Written whole, at once, when the fork server is there; closed without a word where it will not be.
+        poll = select.poll()
+        poll.register(info, select.POLLIN)
+        if not poll.poll(_START_TIMEOUT_S * 1000):
+            process.kill()
+            process.wait()
+            raise WorkerStartError(f"bubblewrap said nothing in {_START_TIMEOUT_S:g} s")
         return process, info.read()

@@ -1,7 +1,7 @@
 """Tools: plain functions a model may call, and the runner that calls them."""
 
 from sod.tools.calls import Call, ParseFailure
-from sod.tools.python import python_tool
+from sod.tools.python import python_session_tool, python_tool
 from sod.tools.runner import ToolRunner
 from sod.tools.tool import Tool, ToolUnavailableError, tool
 from sod.tools.truncation import truncate_middle
@@ -12,6 +12,7 @@ __all__ = [
     "Tool",
     "ToolRunner",
     "ToolUnavailableError",
+    "python_session_tool",
     "python_tool",
     "tool",
     "truncate_middle",

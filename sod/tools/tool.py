@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +33,15 @@ class Tool:
             `ToolResult` keeps its own outcome and text.
         has_own_deadline: True where the function ends in time by itself. The runner then sets it none, so
             that waiting for a free place (a sandbox worker) does not count as running.
+        for_trajectory: Makes the tool of one trajectory, and leaves on the stack what to do at its end, for a
+            tool that keeps state; None where all trajectories share this one.
     """
 
     name: str
     schema: Mapping[str, Any]
     function: Callable[..., Any]
     has_own_deadline: bool = False
+    for_trajectory: Callable[[ExitStack], Tool] | None = None
 
     @property
     def parameters(self) -> Mapping[str, Any]:

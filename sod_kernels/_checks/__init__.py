@@ -5,6 +5,6 @@ compiled code, where looking would mean waiting, ids that would address foreign 
 assertion instead.
 """
 
-from sod_kernels._checks import arguments, hidden, shards, topk, values, weightings
+from sod_kernels._checks import arguments, hidden, shards, tokens, topk, units, values, weightings
 
-__all__ = ["arguments", "hidden", "shards", "topk", "values", "weightings"]
+__all__ = ["arguments", "hidden", "shards", "tokens", "topk", "units", "values", "weightings"]

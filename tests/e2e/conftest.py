@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from arithmetic import distil_toml, sft_toml, write_expert, write_tasks  # noqa: E402
+from runs import trainer_of  # noqa: E402
 
 from sod.config_file import load_config  # noqa: E402
 from sod.loop.display import Display  # noqa: E402
@@ -79,3 +80,9 @@ def metric_rows():
 @pytest.fixture
 def seeded():
     return random.Random(20260517)
+
+
+@pytest.fixture(scope="session")
+def unbroken(arithmetic):
+    """The run that every resumed one must repeat."""
+    return trainer_of(arithmetic.toml("unbroken")).train()

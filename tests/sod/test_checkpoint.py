@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
@@ -13,6 +14,7 @@ from sod.checkpoint import (
     discard_after,
     latest_checkpoint,
     load_state,
+    recover_checkpoint,
     save_checkpoint,
 )
 from sod.config import AdamWSection
@@ -98,8 +100,49 @@ def test_no_checkpoint_yet(tmp_path):
 
 def test_a_pointer_to_nothing_is_refused(tmp_path):
     (tmp_path / "latest").write_text("round_00009_update_0000009\n")
-    with pytest.raises(CheckpointError, match=r"names 'round_00009_update_0000009', but .* not a whole"):
+    with pytest.raises(CheckpointError, match=r"names 'round_00009_.*', .* no whole .*: its folder is gone"):
         latest_checkpoint(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* is whole \(round_00009_update_0000009: its"
+    ):
+        recover_checkpoint(tmp_path)
+
+
+def test_the_last_whole_one_is_recovered_and_damaged_ones_are_kept_aside(tmp_path, parts):
+    folders = [save_checkpoint(tmp_path, state(n, n), keep_last=9, **parts) for n in range(1, 6)]
+    (folders[4] / "tokenizer.json").unlink()
+    os.truncate(folders[3] / "model.safetensors", 100)
+    # Of the right size, but nothing that can be read.
+    tensors = folders[2] / "trainer_state.pt"
+    tensors.write_bytes(bytes(tensors.stat().st_size))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing; go on by --resume"):
+        latest_checkpoint(tmp_path)
+
+    found = recover_checkpoint(tmp_path)
+    assert (found.folder, found.state) == (folders[1], state(2, 2))
+    assert found.description == "resumed after 2 rounds and 2 updates from round_00002_update_0000002"
+    assert "round_00005_update_0000005: tokenizer.json is missing" in found.problem
+    assert "round_00004_update_0000004: model.safetensors has 100 bytes, wanted" in found.problem
+    assert "round_00003_update_0000003: load_state:" in found.problem
+    assert latest_checkpoint(tmp_path) == folders[1]
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    aside = [f"damaged-{folder.name}" for folder in folders[2:]]
+    assert names == [*aside, "latest", folders[0].name, folders[1].name]
+    (tmp_path / "tmp-round_00006_update_0000006").mkdir()
+    again = recover_checkpoint(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == names
+    assert (again.folder, again.problem) == (folders[1], None)
+
+
+def test_an_empty_pointer_takes_the_newest_and_no_pointer_none(tmp_path, parts):
+    folder = save_checkpoint(tmp_path, state(), keep_last=2, **parts)
+    (tmp_path / "latest").write_text("")
+    assert recover_checkpoint(tmp_path).folder == folder
+    assert latest_checkpoint(tmp_path) == folder
+    (folder / "files.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"files\.json cannot be read"):
+        latest_checkpoint(tmp_path)
+    assert recover_checkpoint(tmp_path / "none") is None
 
 
 def test_damage_and_other_versions_are_refused(tmp_path, parts):

@@ -11,7 +11,7 @@ import pytest
 from sod import math_check
 from sod.errors import ConfigError, DataError, SodError
 from sod.math_check import MathChecker, check_math
-from sod.rewards import get_reward, last_boxed
+from sod.rewards import REWARDS, get_reward, last_boxed
 from sod.types import Task
 
 
@@ -137,7 +137,7 @@ def test_last_boxed(text, expected):
     assert last_boxed(text) == expected
 
 
-@pytest.mark.parametrize("name", ["exact", "number", "math"])
+@pytest.mark.parametrize("name", sorted(REWARDS))
 def test_a_task_without_answer_is_named(name):
     with pytest.raises(DataError, match=r"task 't1' has no fields\[\"answer\"\]"):
         get_reward(name)(task(None), r"\boxed{1}")
@@ -151,5 +151,56 @@ def test_an_answer_without_number_is_named():
 def test_unknown_rewards_name_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown reward 'maths', .*did you mean 'math'"):
         get_reward("maths")
-    with pytest.raises(ConfigError, match=r"wanted one of \['exact', 'math', 'number'\]\.$"):
+    with pytest.raises(ConfigError, match=r"wanted one of \['boxed', 'code', .*'qa_exact'\]\.$"):
         get_reward("zzz")
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "expected"),
+    [
+        ("42", r"so \boxed{42}", 1.0),
+        ("42", r"\boxed{ 42 }" + " and many words behind it" * 20, 1.0),
+        (r"\frac{1}{2}", r"\boxed{0.5}", 0.0),
+        (r"\boxed{B}", r"\boxed{B}", 1.0),
+        ("42", r"\boxed{41} \boxed{42}", 1.0),
+        ("42", "42", 0.0),
+    ],
+)
+def test_boxed(answer, text, expected):
+    assert get_reward("boxed")(task(answer), text) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "exact_match", "overlap"),
+    [
+        ("The Eiffel Tower", "eiffel tower.", 1.0, 1.0),
+        (["Paris", "City of Light"], "the city of light!", 1.0, 1.0),
+        ("George Washington", "Washington", 0.0, 2 / 3),
+        ("a b b c", "b b d", 0.0, 4 / 6),
+        (["x y", "z"], "z y", 0.0, 2 / 3),
+        (1945, "1945", 1.0, 1.0),
+        ("Paris", "", 0.0, 0.0),
+        ("The", "an", 1.0, 1.0),
+        ("Paris", "London", 0.0, 0.0),
+    ],
+)
+def test_words_against_any_of_the_answers(answer, text, exact_match, overlap):
+    assert get_reward("qa_exact")(task(answer), text) == exact_match
+    assert get_reward("f1")(task(answer), text) == pytest.approx(overlap)
+
+
+def test_an_empty_list_of_answers_is_named():
+    with pytest.raises(DataError, match=r"fields\[\"answer\"\] of task 't1' is empty; leave the task out"):
+        get_reward("f1")(task([]), "x")
+
+
+def test_a_reward_that_runs_programs_needs_a_sandbox():
+    with pytest.raises(ConfigError, match="'code' runs programs, but sandbox is None; pass a LocalSandbox"):
+        get_reward("code")
+
+
+def test_very_long_texts_are_compared_as_texts_without_a_helper(monkeypatch):
+    monkeypatch.setattr(math_check.sys, "executable", "/bin/false")
+    long = "1+" * 5000 + "1"
+    assert MathChecker().check(long, f" {long}") is True
+    assert MathChecker().check(long, "5001") is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,30 @@ def test_other_settings_are_named_all_at_once(tmp_path):
         RunFolder.reopen(other)
     assert "[rollout] temperature: 1.0 -> 0.5; [trainer] epochs: 1 -> 3" in str(caught.value)
     assert "start a new run in another folder" in str(caught.value)
+
+
+def test_a_disk_that_takes_nothing_is_told_and_leaves_what_was_there(tmp_path):
+    made = config(tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"config\.resolved\.toml cannot be written: .*Free disk"):
+            RunFolder.create(made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # What was begun is no run, and in nobody's way.
+    RunFolder.create(made).close()
+    before = {name: (tmp_path / "run" / name).read_text() for name in ("config.resolved.toml", "env.json")}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            RunFolder.reopen(made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert before == {name: (tmp_path / "run" / name).read_text() for name in before}
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output = .*file/run': cannot be written: "):
+        RunFolder.create(config(tmp_path / "file" / "run"))

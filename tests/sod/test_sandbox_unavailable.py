@@ -159,7 +159,10 @@ def ordinary_python():
 @pytest.mark.sandbox
 @pytest.mark.slow
 def test_the_same_walls_stand_for_an_ordinary_user(ordinary_python):
-    files = [str(Path(__file__).with_name(f"test_sandbox{name}.py")) for name in ("", "_attacks", "_workers")]
+    files = [
+        str(Path(__file__).with_name(f"test_sandbox{name}.py"))
+        for name in ("", "_attacks", "_sessions", "_workers")
+    ]
     settings = ["-c", os.devnull, "--rootdir", "/", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
     answer = as_ordinary_user([ordinary_python, "-m", "pytest", *settings, *files])
     assert answer.returncode == 0, answer.stdout[-6000:] + answer.stderr

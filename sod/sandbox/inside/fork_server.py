@@ -1,4 +1,4 @@
-"""The fork server: pid 1 of the sandbox, one forked child per call, nothing left when a call ends.
+"""The fork server: pid 1 of the sandbox, one child per call or session, nothing left when that ends.
 
 It sees neither the code nor its output: the host passes both as descriptors straight to the child, so that
 one call cannot find in this process's memory what another call did. Messages on the control socket are JSON,
@@ -10,9 +10,15 @@ one per packet:
     host -> here   {"timeout_s"} + descriptors: code, stdin, stdout, stderr
     here -> host   {"event": "started"}, then
                    {"event": "ended", "reason", "status", "is_timeout", "seconds", "is_retiring"}
+    or per session, whose pieces of code go straight to the child (`sod.sandbox.inside.user_code.run_session`)
+    host -> here   {"order": "open"} + descriptors: command socket, stdin, stdout, stderr
+    here -> host   {"event": "started"}, then for every piece
+    host -> here   {"order": "go"}, {"order": "pause"}, and in the end {"order": "end"}
+    here -> host   {"event": "ended", ...}
 
 `reason` is why the child could not be confined (the code did not run), else empty. `status` is the wait
-status of the child. `is_retiring` says that this server could not clean up and ends.
+status of the child. Between the pieces of a session the child is stopped: its threads cost nothing and
+see nothing. `is_retiring` says that this server could not clean up and ends.
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sod.sandbox.inside.confine import Limits, confine, make_unreadable
-from sod.sandbox.inside.user_code import run_and_exit
+from sod.sandbox.inside.user_code import run_and_exit, run_session
 
 _MAX_MESSAGE_BYTES = 1 << 20
 _NUM_DESCRIPTORS = 4
@@ -42,6 +48,9 @@ _MAX_DESCRIPTOR = 1 << 20
 _WRITABLE = (Path("/work"), Path("/tmp"))  # noqa: S108 - a tmpfs of this sandbox alone
 # Above it a new sandbox is cheaper than cleaning this one.
 _MAX_LEFT_ENTRIES = 1000
+# Over all pieces of a session; each piece has a deadline, and between pieces the child is stopped.
+_SESSION_CPU_S = 3600
+_COMMAND_FD = 3
 
 
 def serve(control_fd: int) -> None:
@@ -63,7 +72,11 @@ def serve(control_fd: int) -> None:
         if not message:
             return
         _send(control, {"event": "started"})
-        answer = _call(control, limits, json.loads(message)["timeout_s"], descriptors)
+        request = json.loads(message)
+        if "order" in request:
+            answer = _session(control, limits, descriptors)
+        else:
+            answer = _call(control, limits, request["timeout_s"], descriptors)
         is_retiring = answer["is_retiring"]
         _send(control, answer)
 
@@ -98,13 +111,40 @@ def _set_up(settings: dict[str, Any]) -> Limits:
 def _call(control: socket.socket, limits: Limits, timeout_s: float, descriptors: list[int]) -> dict[str, Any]:
     """Fork, wait for the child to the deadline, and remove every trace of it."""
     start = time.monotonic()
+    # A second above the deadline: one busy thread meets the deadline, many meet this.
+    pid, reason_fd = _fork(limits, math.ceil(timeout_s) + 1, descriptors, is_session=False)
+    is_timeout = _wait(control, pid, start + timeout_s)
+    return _ended(pid, reason_fd, start, is_timeout=is_timeout)
+
+
+def _session(control: socket.socket, limits: Limits, descriptors: list[int]) -> dict[str, Any]:
+    """Fork, let the child run and stop as the host orders, and remove every trace of it."""
+    start = time.monotonic()
+    pid, reason_fd = _fork(limits, _SESSION_CPU_S, descriptors, is_session=True)
+    while True:
+        message = control.recv(_MAX_MESSAGE_BYTES)
+        if not message:
+            os._exit(1)
+        order = json.loads(message)["order"]
+        if order == "end":
+            return _ended(pid, reason_fd, start, is_timeout=False)
+        # A child that has ended is still there to be signalled: nobody has waited for it.
+        os.kill(pid, signal.SIGCONT if order == "go" else signal.SIGSTOP)
+
+
+def _fork(limits: Limits, cpu_s: int, descriptors: list[int], *, is_session: bool) -> tuple[int, int]:
+    """Start the child; return its pid and where it says why it could not be confined."""
     reason_fd, report_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _be_child(limits, timeout_s, descriptors, report_fd)
+        _be_child(limits, cpu_s, descriptors, report_fd, is_session=is_session)
     for descriptor in (report_fd, *descriptors):
         os.close(descriptor)
-    is_timeout = _wait(control, pid, start + timeout_s)
+    return pid, reason_fd
+
+
+def _ended(pid: int, reason_fd: int, start: float, *, is_timeout: bool) -> dict[str, Any]:
+    """Kill the child if it is still there, clean up, and say how it ended."""
     status = _kill_all(pid)
     with os.fdopen(reason_fd) as file:
         reason = file.read()
@@ -118,22 +158,29 @@ def _call(control: socket.socket, limits: Limits, timeout_s: float, descriptors:
     }
 
 
-def _be_child(limits: Limits, timeout_s: float, descriptors: list[int], report_fd: int) -> NoReturn:
+def _be_child(
+    limits: Limits, cpu_s: int, descriptors: list[int], report_fd: int, *, is_session: bool
+) -> NoReturn:
     """Become the confined process and run the code; never return."""
     try:
-        code_fd, *streams = descriptors
-        with os.fdopen(code_fd, encoding="utf-8", errors="surrogatepass", newline="") as file:
-            code = file.read()
+        source_fd, *streams = descriptors
+        code = ""
+        if not is_session:
+            with os.fdopen(source_fd, encoding="utf-8", errors="surrogatepass", newline="") as file:
+                code = file.read()
         for target, descriptor in enumerate(streams):
             os.dup2(descriptor, target)
         os.chdir("/work")
-        # A second above the deadline: one busy thread meets the deadline, many meet this.
-        confine(limits, math.ceil(timeout_s) + 1)
+        confine(limits, cpu_s)
         # The report pipe too: from here on the code can tell the server nothing.
-        os.closerange(3, _MAX_DESCRIPTOR)
+        if is_session:
+            os.dup2(source_fd, _COMMAND_FD)
+        os.closerange(_COMMAND_FD + is_session, _MAX_DESCRIPTOR)
     except BaseException as error:
         os.write(report_fd, f"{type(error).__name__}: {error}".encode())
         os._exit(1)
+    if is_session:
+        run_session(_COMMAND_FD)
     run_and_exit(code)
 
 

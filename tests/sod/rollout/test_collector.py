@@ -202,6 +202,26 @@ def test_a_tool_that_stays_unavailable_is_an_error(renderer, runner):
         )
 
 
+def test_a_reward_whose_sandbox_is_down_means_another_attempt_and_never_a_made_up_score(renderer, runner):
+    num_scored = 0
+
+    def flaky(task, text):
+        nonlocal num_scored
+        num_scored += 1
+        if num_scored == 1:
+            raise ToolUnavailableError("the sandbox is down")
+        return float(text == "2")
+
+    factory = partial(ToolEnvironment, tools=(), reward=flaky)
+    (trajectory,) = run(renderer, runner, [["1"], ["2"]], [task("a", "2")], factory=factory)
+    assert (trajectory.reward, num_scored) == (1.0, 2)
+    num_scored = 0
+    with pytest.raises(
+        RolloutError, match=r"unavailable for 1 of 1 .* in 1 attempts; .*'the sandbox is down'"
+    ):
+        run(renderer, runner, [["1"]], [task("a", "2")], factory=factory, max_attempts=1)
+
+
 def test_limits_end_trajectories_and_the_last_turn_still_counts(renderer, runner):
     endless = [call('{"a": 1, "b": 1}')] * 9
     (trajectory,) = run(renderer, runner, [endless], [task()])

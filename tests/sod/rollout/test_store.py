@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,3 +120,18 @@ def test_files_cut_off_missing_or_misnamed(tmp_path):
         read_trajectories(tmp_path / "b.jsonl.gz")
     with pytest.raises(DataError, match=r"must end with \.jsonl\.gz, got .*a\.json'"):
         write_trajectories(tmp_path / "a.json", [])
+
+
+def test_a_full_disk_is_told_and_leaves_the_file_before(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    write_trajectories(path, [EXAMPLE])
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(DataError, match=r"a\.jsonl\.gz cannot be written: .*\. Free disk space"):
+            write_trajectories(path, [EXAMPLE] * 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl.gz"]

@@ -1,0 +1,235 @@
+"""The examination of a machine, and of a run before its first rollout."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from sod.algorithms import make_algorithm
+from sod.assembly import (
+    load_expert,
+    load_task_file,
+    make_renderer,
+    pick_device,
+    require_sections,
+)
+from sod.chat import ChatRenderer
+from sod.config import RunConfig
+from sod.doctor.findings import Findings, Level
+from sod.doctor.machine import examine_device, examine_kernels, examine_sandbox, examine_versions
+from sod.doctor.memory import GIB, ModelShape, estimate_phases
+from sod.doctor.models import Checkpoint, examine_checkpoint, examine_stops
+from sod.envs.registry import BuiltEnvironment, build_environment
+from sod.models import check_same_tokenizer
+from sod.types import Task
+
+_NUM_PROMPTS = 64
+_TIGHT = 0.85
+
+
+def examine_machine() -> Findings:
+    """Examine this machine without a run: versions, device, kernels, sandbox."""
+    findings = Findings()
+    examine_versions(findings)
+    examine_device(findings)
+    examine_kernels(findings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    examine_sandbox(findings, is_needed=False)
+    return findings
+
+
+def diagnose(config: RunConfig) -> Findings:
+    """Examine a run without reading a weight: settings, data, checkpoints, template, tools, memory, machine.
+
+    Every part is examined even where another has a fatal finding, as far as it can be without it.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        The findings; `is_fatal` says whether the run must not be started.
+    """
+    findings = Findings()
+    examine_versions(findings)
+    examine_device(findings)
+    with findings.examining("machine", "device"):
+        examine_kernels(findings, pick_device(config))
+    with findings.examining("settings", "sections"):
+        require_sections(config)
+        make_algorithm(config.algorithm)
+        findings.add("settings", "algorithm", f"{config.algorithm.name}, {config.num_updates} updates")
+    _examine_sampling(findings, config)
+    tasks = _examine_tasks(findings, config)
+    student = examine_checkpoint(findings, config.student, config) if config.student else None
+    teacher = examine_checkpoint(findings, config.teacher, config) if config.teacher else None
+    if student and teacher:
+        with findings.examining("teacher", "tokenizer"):
+            check_same_tokenizer(student.tokenizer, teacher.tokenizer)
+            findings.add("teacher", "tokenizer", "every id means the same text to student and teacher")
+    _examine_environment(findings, config, student, teacher, tasks)
+    if student:
+        shapes = ModelShape.of(student.model), ModelShape.of(teacher.model) if teacher else None
+        with findings.examining("memory", "limit"):
+            _examine_memory(findings, config, *shapes)
+        _examine_disk(findings, config, shapes[0])
+    return findings
+
+
+def _examine_sampling(findings: Findings, config: RunConfig) -> None:
+    rollout, algorithm = config.rollout, config.algorithm
+    if not algorithm.is_on_policy:
+        return
+    text = f"temperature {rollout.temperature:g}, top_p {rollout.top_p:g}"
+    if rollout.top_p < 1:
+        findings.add(
+            "settings",
+            "sampling",
+            f"{text}: the rollouts come from a truncated policy, so averages over them are not the student's "
+            "own. Take top_p = 1, or know that it is off-policy.",
+            Level.WARNING,
+        )
+    else:
+        ratio = "; probability ratios are taken at this temperature" if algorithm.has_ratio else ""
+        findings.add("settings", "sampling", text + ratio)
+
+
+def _examine_tasks(findings: Findings, config: RunConfig) -> Sequence[Task]:
+    tasks: Sequence[Task] = ()
+    if config.data is None:
+        return tasks
+    if config.algorithm.is_on_policy:
+        with findings.examining("data", "training tasks"):
+            tasks = load_task_file(config, "train")
+            wanted = config.trainer.tasks_per_round
+            text = f"{len(tasks):,} tasks; a round takes {wanted:,}"
+            is_short = len(tasks) < wanted
+            repeats = ", so a round meets tasks more than once" if is_short else ""
+            findings.add("data", "training tasks", text + repeats, Level.WARNING if is_short else Level.OK)
+    if config.data.eval is not None:
+        with findings.examining("data", "held-out tasks"):
+            held_out = load_task_file(config, "eval")
+            error = 50 / math.sqrt(len(held_out))
+            text = f"{len(held_out):,} tasks: a success rate has a standard error of up to {error:.1f} points"
+            findings.add("data", "held-out tasks", text)
+    return tasks
+
+
+def _examine_environment(
+    findings: Findings,
+    config: RunConfig,
+    student: Checkpoint | None,
+    teacher: Checkpoint | None,
+    tasks: Sequence[Task],
+) -> None:
+    environment = None
+    with findings.examining("environment", "build"):
+        environment = build_environment(config.environment) if config.environment is not None else None
+        if environment is not None:
+            names = ", ".join(tool.name for tool in environment.tools) or "none"
+            findings.add("environment", "tools", names)
+    try:
+        if student is not None and config.student is not None:
+            with findings.examining("template", "append-only"):
+                renderer = make_renderer(student.tokenizer, environment, config.student)
+                findings.add("template", "append-only", "proven: no message changes what came before it")
+                _examine_renderer(findings, config, renderer, student, teacher)
+                _examine_prompts(findings, config, renderer, environment, tasks)
+        if environment is not None and any(tool.name == "python" for tool in environment.tools):
+            examine_sandbox(findings, is_needed=True)
+    finally:
+        if environment is not None:
+            environment.close()
+
+
+def _examine_renderer(
+    findings: Findings,
+    config: RunConfig,
+    renderer: ChatRenderer,
+    student: Checkpoint,
+    teacher: Checkpoint | None,
+) -> None:
+    for checkpoint in (student, teacher):
+        if checkpoint is not None:
+            examine_stops(findings, checkpoint, renderer)
+    thinking = config.student.enable_thinking if config.student is not None else None
+    if not renderer.can_think:
+        findings.add("template", "thinking", "the template knows no thinking")
+    elif thinking is None:
+        findings.add(
+            "template",
+            "thinking",
+            "the template knows thinking and [student] enable_thinking is not set, so its own default holds; "
+            "set it",
+            Level.WARNING,
+        )
+    else:
+        findings.add("template", "thinking", "on" if thinking else "off")
+    if not config.algorithm.is_on_policy and config.data is not None:
+        with findings.examining("data", "expert trajectories"):
+            findings.add("data", "expert trajectories", f"{len(load_expert(config, renderer)):,}")
+
+
+def _examine_prompts(
+    findings: Findings,
+    config: RunConfig,
+    renderer: ChatRenderer,
+    environment: BuiltEnvironment | None,
+    tasks: Sequence[Task],
+) -> None:
+    if environment is None or not tasks:
+        return
+    lengths = []
+    for task in islice(tasks, _NUM_PROMPTS):
+        attempt = environment.factory(task)
+        try:
+            lengths.append(len(renderer.prompt_ids(attempt.reset(), attempt.tools)))
+        finally:
+            attempt.close()
+    longest, room = max(lengths), config.rollout.max_trajectory_tokens
+    text = f"at most {longest:,} tokens in {len(lengths)} prompts; a trajectory has {room:,}"
+    if longest >= room:
+        findings.add(
+            "data", "prompts", f"{text}: no room to answer; raise max_trajectory_tokens", Level.FATAL
+        )
+    elif longest + config.rollout.max_turn_tokens > room:
+        findings.add("data", "prompts", f"{text}: a first turn of max_turn_tokens is cut off", Level.WARNING)
+    else:
+        findings.add("data", "prompts", text)
+
+
+def _examine_memory(
+    findings: Findings, config: RunConfig, student: ModelShape, teacher: ModelShape | None
+) -> None:
+    device = pick_device(config)
+    total = (
+        torch.cuda.mem_get_info()[1]
+        if device.type == "cuda"
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    advice = {
+        "rollout": "lower [rollout] max_batch",
+        "score": "lower [trainer] max_microbatch_tokens or teacher_cache_mib",
+        "update": "lower [trainer] max_microbatch_tokens, or set [student] gradient_checkpointing",
+    }
+    for phase, needed in estimate_phases(config, student, teacher).items():
+        share = needed / total
+        text = f"about {needed / GIB:.2f} GiB of {total / GIB:.1f} GiB on {device.type}, at most"
+        level = Level.FATAL if share > 1 else Level.WARNING if share > _TIGHT else Level.OK
+        findings.add("memory", phase, text if level is Level.OK else f"{text}; {advice[phase]}", level)
+
+
+def _examine_disk(findings: Findings, config: RunConfig, student: ModelShape) -> None:
+    folder = next(
+        parent for parent in (config.run.output, *config.run.output.parents) if Path(parent).exists()
+    )
+    # Weights and two moments; one more is written before the oldest is removed.
+    each = 3 * student.weight_bytes
+    needed, free = each * (config.checkpoint.keep_last + 1), shutil.disk_usage(folder).free
+    text = f"checkpoints take about {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free in {folder}"
+    level = Level.FATAL if each > free else Level.WARNING if needed > free else Level.OK
+    findings.add("disk", "checkpoints", text if level is Level.OK else f"{text}; free some", level)
