@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from sod.config import EnvironmentSection
 from sod.config_schema import Above, AtLeast, AtMost
-from sod.envs.answer_match import exact_match, token_f1
 from sod.envs.base import StepResult
 from sod.envs.passages import PassageIndex, Retriever, open_passages
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry
 from sod.errors import DataError
 from sod.parsing import ParsedTurn
+from sod.rewards import f1, qa_exact
 from sod.tools import Tool, tool
 from sod.tools.truncation import truncate_middle
 from sod.types import Message, Task, ToolOutcome, ToolResult
@@ -89,6 +89,7 @@ class SearchEnvironment:
         self._section = section
         self._index = index
         self._accepted = accepted_answers(task)
+        self._scored = replace(task, fields={**task.fields, "answer": list(self._accepted)})
         self._num_searches = 0
         if not task.messages or task.messages[-1]["role"] != "user":
             raise DataError(f"search_qa: task {task.task_id!r} must end with the question as a user message.")
@@ -158,8 +159,8 @@ class SearchEnvironment:
         return self._answered(" ".join(answers[-1].split()) if answers else turn.content)
 
     def _answered(self, answer: str) -> StepResult:
-        is_match = exact_match(answer, self._accepted)
-        reward = is_match if self._section.reward == "exact_match" else token_f1(answer, self._accepted)
+        is_match = qa_exact(self._scored, answer)
+        reward = is_match if self._section.reward == "exact_match" else f1(self._scored, answer)
         return StepResult(reward=reward, is_done=True, is_success=bool(is_match))
 
     def _refused(self, text: str) -> StepResult:
