@@ -19,6 +19,7 @@ from sod.envs.registry import BuiltEnvironment, build_environment
 from sod.envs.tool_entry import tool_environment
 from sod.errors import ConfigError
 from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer, place
+from sod.questions import load_questions
 from sod.rewards import Reward
 from sod.rollout.store import read_trajectories
 from sod.scoring import check_head
@@ -306,12 +307,12 @@ def load_task_file(config: RunConfig, which: Literal["train", "eval"]) -> Sequen
     data = config.data
     path = None if data is None else getattr(data, which)
     if data is None or path is None:
-        raise ConfigError(f"[data] {which} is missing; give a .jsonl or .parquet file of tasks")
+        raise ConfigError(f"[data] {which} is missing; give a .jsonl, .parquet or .json file of tasks")
+    limit = data.train_limit if which == "train" else data.eval_limit
+    if data.form != "plain":
+        return load_questions(path, data.form, limit=limit)
     return load_tasks(
-        path,
-        prompt_column=data.prompt_column,
-        answer_column=data.answer_column,
-        limit=data.train_limit if which == "train" else data.eval_limit,
+        path, prompt_column=data.prompt_column, answer_column=data.answer_column or None, limit=limit
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: `sod doctor | train | eval | rollout | score | demo`."""
+"""The command line: `sod doctor | train | eval | rollout | score | tasks | demo`."""
 
 from __future__ import annotations
 
@@ -230,6 +230,38 @@ def score(
         Console().print(table)
         if output is not None:
             output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@app.command()
+def tasks(
+    config: ConfigPath,
+    output: Annotated[Path, typer.Option(help="File to write, .jsonl.")],
+    num_tasks: Annotated[int, typer.Option(min=1, help="How many.")],
+    split: Annotated[str, typer.Option(help="Split, as the environment names them.")] = "train",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the set of tasks.")] = 0,
+    first: Annotated[int, typer.Option(min=0, help="Index of the first task in the set.")] = 0,
+    is_expert: Annotated[
+        bool, typer.Option("--expert", help="Write the expert's conversations, for sft, in place of tasks.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Make tasks for [environment], or the conversations of its expert with them."""
+    with errors_reported():
+        from sod import task_files
+        from sod.config_file import load_config
+        from sod.envs.registry import TaskRequest
+        from sod.errors import ConfigError
+
+        settings = load_config(config, overrides or [])
+        if settings.environment is None:
+            raise ConfigError("section [environment] is missing; it says whose tasks are made")
+        request = TaskRequest(num_tasks=num_tasks, seed=seed, split=split, first=first)
+        if is_expert:
+            max_turns = settings.rollout.max_turns
+            task_files.write_expert_file(settings.environment, request, output, max_turns=max_turns)
+        else:
+            task_files.write_task_file(settings.environment, request, output)
+        typer.echo(f"{num_tasks} {'conversations' if is_expert else 'tasks'}: {output}")
 
 
 @app.command()

@@ -68,7 +68,7 @@ class TeacherSection(ModelSection):
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection(Section):
-    """The task files; .jsonl or .parquet."""
+    """The task files; .jsonl, .parquet or .json."""
 
     section: ClassVar[str] = "data"
     train: Path
@@ -78,11 +78,26 @@ class DataSection(Section):
     prompt_column: str = "prompt"
     """Column with the question: a string or a list of chat messages."""
     answer_column: str = "answer"
-    """Column with the ground truth that the reward compares to."""
+    """Column with the ground truth that the reward compares to; "" where the environment needs none."""
+    form: Literal[
+        "plain", "nq", "triviaqa", "hotpotqa", "2wiki", "musique", "bamboogle", "popqa", "golden_answers"
+    ] = "plain"
+    """"plain" has the columns named above; the others are published sets with columns of their own."""
     train_limit: Annotated[int, Above(0)] | None = None
     """Number of training rows to use, from the top; None for all."""
     eval_limit: Annotated[int, Above(0)] | None = None
     """Number of evaluation rows to use, from the top; None for all."""
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that the columns are read at all."""
+        super().__post_init__()
+        for key, default in (("prompt_column", "prompt"), ("answer_column", "answer")):
+            value = getattr(self, key)
+            if self.form != "plain" and value != default:
+                raise ConfigError(
+                    f'[data] {key} = {value!r}: belongs to form = "plain", but form = "{self.form}" says '
+                    "what the columns are; remove one of the two"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Every complaint names the file, the row (counted from 1) and the column.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def load_tasks(
     system_prompt: str | None = None,
     limit: int | None = None,
 ) -> list[Task]:
-    """Read tasks from a `.jsonl` or `.parquet` file.
+    """Read tasks from a `.jsonl`, `.parquet` or `.json` file (the last holds one list).
 
     Args:
         path: The file.
@@ -48,7 +48,7 @@ def load_tasks(
     tasks: list[Task] = []
     seen: dict[str, int] = {}
     source = Path(path)
-    for number, row in _rows(source, "load_tasks", limit):
+    for number, row in read_rows(source, "load_tasks", limit):
         where = f"load_tasks: {source} row {number}"
         fields = {name: value for name, value in row.items() if name != prompt_column}
         if answer_column is not None:
@@ -77,7 +77,7 @@ def expert_trajectories(
     """Read written conversations as trajectories with the very ids that a rollout of them would have.
 
     Args:
-        path: A `.jsonl` or `.parquet` file.
+        path: A `.jsonl`, `.parquet` or `.json` file.
         renderer: Makes the ids, with its own tools, and proves that the conversation only grows.
         messages_column: Chat messages that end with an assistant message; assistant messages may have
             `tool_calls`, and `"weight": 0` keeps one out of the loss.
@@ -91,7 +91,7 @@ def expert_trajectories(
     """
     source = Path(path)
     trajectories = []
-    for number, row in _rows(source, "expert_trajectories", limit):
+    for number, row in read_rows(source, "expert_trajectories", limit):
         where = f"expert_trajectories: {source} row {number}, column {messages_column!r}"
         messages = _messages(_value(row, messages_column, where), where)
         trajectories.append(
@@ -136,21 +136,77 @@ def _weight(message: Message, where: str) -> bool:
     return bool(weight)
 
 
-def _rows(source: Path, function: str, limit: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(source: Path, function: str, limit: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a file row by row.
+
+    Args:
+        source: A `.jsonl` or `.parquet` file, or a `.json` file with one list of objects.
+        function: Who asks, for the errors.
+        limit: Number of rows read from the start; None reads all.
+
+    Yields:
+        Number of the row, counted from 1, and its columns.
+
+    Raises:
+        DataError: The file is missing, empty or not readable.
+        ValueError: The limit is below 1.
+    """
     if limit is not None and limit < 1:
         raise ValueError(f"{function}: limit must be 1 or more, got {limit}.")
     if not source.is_file():
         raise DataError(f"{function}: {source} does not exist.")
-    readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".json": _json_rows}
     reader = readers.get(source.suffix)
     if reader is None:
-        raise DataError(f"{function}: {source} must be a .jsonl or .parquet file.")
+        raise DataError(f"{function}: {source} must be a .jsonl, .parquet or .json file.")
     is_empty = True
     for row in islice(reader(source, function), limit):
         is_empty = False
         yield row
     if is_empty:
         raise DataError(f"{function}: {source} has no rows.")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as a `.jsonl` file.
+
+    Args:
+        path: The file; its folder is made where absent.
+        rows: Columns that JSON can hold.
+
+    Raises:
+        DataError: The file has another suffix, which would not be read back.
+    """
+    if path.suffix != ".jsonl":
+        raise DataError(f"write_rows: {path} must be a .jsonl file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_tasks(path: Path, tasks: Iterable[Task]) -> None:
+    """Write tasks as rows that `load_tasks` reads back unchanged.
+
+    Args:
+        path: A `.jsonl` file.
+        tasks: With fields that JSON can hold.
+
+    Raises:
+        DataError: The file has another suffix.
+    """
+    write_rows(
+        path, ({"task_id": task.task_id, "prompt": list(task.messages), **task.fields} for task in tasks)
+    )
+
+
+def _json_rows(source: Path, function: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        rows = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{function}: {source} is not valid JSON: {error}.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{function}: {source} must hold one list of objects; else name it .jsonl.")
+    yield from enumerate(rows, start=1)
 
 
 def _jsonl_rows(source: Path, function: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from sod.assembly import make_renderer
 from sod.engines.base import SamplingParams
 from sod.engines.scripted import ScriptedEngine
-from sod.envs.ledger import ledger_question, ledger_task
+from sod.envs.ledger import ledger_task
 from sod.envs.ledger_env import LedgerSection
 from sod.envs.ledger_expert import ExpertTurn, expert_turns
+from sod.envs.ledger_faults import with_retries
 from sod.envs.registry import build_environment
 from sod.errors import RolloutError
 from sod.rollout.collector import RolloutLimits, collect
 from sod.tools import ToolRunner
-from sod.types import Task, Trajectory
+from sod.types import Trajectory
 
 _MAX_TOKENS = 512
 _NUM_TOOL_THREADS = 2
@@ -31,6 +30,7 @@ def expert_traces(
     seed: int,
     error_rate: float,
     tokenizer: PreTrainedTokenizerBase,
+    section: LedgerSection | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trajectory]:
     """Plays the expert on training questions.
@@ -40,6 +40,7 @@ def expert_traces(
         seed: Of the questions and of where mistakes fall.
         error_rate: Chance of a mistake before each right call.
         tokenizer: With the chat template.
+        section: Kind of question, and faults, after which the expert repeats its call; None for the demo's.
         progress: Called with traces done and in all.
 
     Returns:
@@ -48,14 +49,18 @@ def expert_traces(
     Raises:
         RolloutError: If an attempt of the expert was not solved, which means that a tool is broken.
     """
-    questions = [ledger_question(seed, index) for index in range(num_traces)]
-    written = [expert_turns(question, seed=seed, error_rate=error_rate) for question in questions]
+    section = section or LedgerSection()
+    questions = [section.question(seed, index) for index in range(num_traces)]
     tasks = [
         ledger_task(question, task_id=f"expert-{seed}-{index}") for index, question in enumerate(questions)
     ]
+    written = [
+        with_retries(expert_turns(question, seed=seed, error_rate=error_rate), section.faults, task.task_id)
+        for question, task in zip(questions, tasks, strict=True)
+    ]
     scripts = [[tokenizer.encode(turn.text, add_special_tokens=False) for turn in turns] for turns in written]
     longest = max(len(turns) for turns in written)
-    environment = build_environment(LedgerSection())
+    environment = build_environment(section)
     try:
         renderer = make_renderer(tokenizer, environment, None)
         with ToolRunner(environment.tools, num_threads=_NUM_TOOL_THREADS) as runner:
@@ -77,19 +82,6 @@ def expert_traces(
     finally:
         environment.close()
     return [_marked(trajectory, turns) for trajectory, turns in zip(trajectories, written, strict=True)]
-
-
-def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
-    """Writes tasks as rows that `sod.data.load_tasks` reads back unchanged.
-
-    Args:
-        path: A .jsonl file.
-        tasks: Ledger tasks.
-    """
-    with path.open("w", encoding="utf-8") as file:
-        for task in tasks:
-            row = {"task_id": task.task_id, "prompt": list(task.messages), **task.fields}
-            file.write(json.dumps(row) + "\n")
 
 
 def _marked(trajectory: Trajectory, written: Sequence[ExpertTurn]) -> Trajectory:

@@ -15,8 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from sod import commands
 from sod.config import RunConfig
+from sod.data import write_tasks
 from sod.demo.configs import MAX_TRAJECTORY_TOKENS, DemoPaths, method_config, policy_config, supervised_config
-from sod.demo.expert_data import expert_traces, write_tasks
+from sod.demo.expert_data import expert_traces
 from sod.demo.figures import draw_figures
 from sod.demo.progress import Show
 from sod.demo.settings import METHODS, DemoSettings, SupervisedPhase

@@ -60,15 +60,18 @@ class Amount:
         item: Item named in the question.
         field: "price" or "stock".
         is_of_rival: Whether the number is that of the item's rival.
+        code: What the question calls the item, see `sod.envs.ledger_chain`; empty for its own name.
     """
 
     item: str
     field: str
     is_of_rival: bool
+    code: str = ""
 
     def words(self) -> str:
         """The amount as the question says it."""
-        owner = f"the rival of {self.item}" if self.is_of_rival else self.item
+        item = self.code or self.item
+        owner = f"the rival of {item}" if self.is_of_rival else item
         return f"the {self.field} of {owner}"
 
 
@@ -141,7 +144,7 @@ def ledger_question(seed: int, index: int, *, split: str = "train") -> Question:
     generator = random.Random(f"ledger:{seed}:{split}:{index}")  # noqa: S311 - not for secrets
     while True:
         question = _draw(generator)
-        if _split_of(question.text) == split:
+        if is_in_split(question.text, split):
             return question
 
 
@@ -219,8 +222,30 @@ def look_up(table: Table, item: str, field: str) -> str:
     return str(table[item][field])
 
 
-def _draw(generator: random.Random) -> Question:
-    items = generator.sample(ITEMS, ITEMS_PER_TABLE)
+def is_in_split(text: str, split: str) -> bool:
+    """Tell whether a question's wording belongs to a split; a hash of it decides.
+
+    Args:
+        text: The question.
+        split: "train" or "held_out".
+
+    Returns:
+        True for one split only.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+    return (int.from_bytes(digest) % _HELD_OUT_SHARE == 0) == (split == "held_out")
+
+
+def make_table(items: Sequence[str], generator: random.Random) -> Table:
+    """Fill the hidden table of a question.
+
+    Args:
+        items: Its rows, at least two.
+        generator: Draws the cells.
+
+    Returns:
+        A price, a stock and a rival for every item.
+    """
     table: dict[str, dict[str, Any]] = {}
     for item in items:
         rival = generator.choice([other for other in items if other != item])
@@ -229,6 +254,12 @@ def _draw(generator: random.Random) -> Question:
             "stock": generator.randint(_SMALLEST, _LARGEST),
             "rival": rival,
         }
+    return table
+
+
+def _draw(generator: random.Random) -> Question:
+    items = generator.sample(ITEMS, ITEMS_PER_TABLE)
+    table = make_table(items, generator)
     named: Sequence[str] = generator.sample(items, generator.randint(1, 3))
     amounts = tuple(
         Amount(
@@ -240,8 +271,3 @@ def _draw(generator: random.Random) -> Question:
     )
     signs = tuple(generator.choice(tuple(OPERATORS)) for _ in amounts[1:])
     return Question(table=table, amounts=amounts, signs=signs)
-
-
-def _split_of(text: str) -> str:
-    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-    return "held_out" if int.from_bytes(digest) % _HELD_OUT_SHARE == 0 else "train"

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from sod.config import EnvironmentSection
-from sod.config_schema import Above
+from sod.config_schema import Above, AtLeast, AtMost
 from sod.envs.base import StepResult
-from sod.envs.ledger import Table, ledger_reward, look_up
-from sod.envs.registry import BuiltEnvironment, EnvironmentEntry
+from sod.envs.ledger import Question, Table, ledger_question, ledger_reward, ledger_task, look_up
+from sod.envs.ledger_chain import MAX_LOOKUPS, MIN_LOOKUPS, chain_question
+from sod.envs.ledger_faults import LedgerFaults
+from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, TaskRequest
 from sod.envs.tool_env import ToolEnvironment
+from sod.errors import ConfigError, DataError
 from sod.parsing import ParsedTurn
 from sod.sandbox import LocalSandbox
 from sod.tools import Tool, python_tool, tool
 from sod.tools.calls import ParseFailure
-from sod.types import Task, ToolOutcome, ToolResult
+from sod.types import Message, Task, ToolOutcome, ToolResult
 
 STOP_TOKENS = ("</tool_call>", "<|im_end|>")
 """A turn ends with its first call, so that a turn has one call, or with the answer."""
@@ -39,6 +42,52 @@ class LedgerSection(EnvironmentSection):
     """Wall-clock limit of one Python call, in seconds."""
     python_workers: Annotated[int, Above(0)] = 2
     """Python calls that can run at the same time."""
+    fault_rate: Annotated[float, AtLeast(0), AtMost(0.9)] = 0.0
+    """Chance that a right call is answered with a fault; 0 for honest tools."""
+    garbled_share: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
+    """Share of the faults that are a wrong text without an error word; the others say "timeout"."""
+    fault_seed: Annotated[int, AtLeast(0)] = 0
+    """Decides which calls of which task fail."""
+    num_lookups: Annotated[int, AtLeast(MIN_LOOKUPS), AtMost(MAX_LOOKUPS)] | None = None
+    """Look-ups of the questions that are made; None for one to three amounts, some through a rival."""
+    has_codes: bool = False
+    """Whether the questions that are made call items by codes that must be known by heart."""
+
+    def __post_init__(self) -> None:
+        """Check types and ranges, and that every setting is read at all."""
+        super().__post_init__()
+        for key, default in (("garbled_share", 0.5), ("fault_seed", 0)):
+            if self.fault_rate == 0 and getattr(self, key) != default:
+                raise ConfigError(
+                    f"[environment] {key} = {getattr(self, key)!r}: is not read with fault_rate = 0"
+                )
+        if self.has_codes and self.num_lookups is None:
+            raise ConfigError("[environment] has_codes = True: belongs to num_lookups; set both")
+
+    @property
+    def faults(self) -> LedgerFaults:
+        """The faults of its tools."""
+        return LedgerFaults(rate=self.fault_rate, garbled_share=self.garbled_share, seed=self.fault_seed)
+
+    def question(self, seed: int, index: int, *, split: str = "train") -> Question:
+        """Make one question of the kind that is set.
+
+        Args:
+            seed: Seed of the set of questions.
+            index: Number of the question within the set, from 0.
+            split: "train" or "held_out".
+
+        Returns:
+            The question.
+
+        Raises:
+            DataError: If an argument is out of range.
+        """
+        if self.num_lookups is None:
+            return ledger_question(seed, index, split=split)
+        return chain_question(
+            seed, index, num_lookups=self.num_lookups, has_codes=self.has_codes, split=split
+        )
 
 
 class LedgerEnvironment(ToolEnvironment):
@@ -49,11 +98,35 @@ class LedgerEnvironment(ToolEnvironment):
     states a number is answered with an error instead of being scored.
     """
 
+    def __init__(self, task: Task, tools: Sequence[Tool], section: LedgerSection) -> None:
+        """Prepare one attempt.
+
+        Args:
+            task: A ledger task.
+            tools: `lookup` in its table, and `python`.
+            section: Settings.
+        """
+        super().__init__(task, tools, ledger_reward, max_errors_in_a_row=section.max_errors_in_a_row)
+        self._faults = section.faults
+        self._num_right_calls = 0
+
+    def reset(self) -> tuple[Message, ...]:
+        """Begin an attempt; see `sod.envs.base.Environment.reset`."""
+        self._num_right_calls = 0
+        return super().reset()
+
     def step(self, turn: ParsedTurn, results: tuple[ToolResult, ...]) -> StepResult:
         """Answer one turn; see `sod.envs.base.Environment.step`."""
+        results = tuple(self._with_fault(result) for result in results)
         if not turn.calls and not re.search(r"\d", turn.content):
             turn, results = replace(turn, calls=(_UNREADABLE,)), (_NO_CALL,)
         return super().step(turn, tuple(replace(one, text=observation_text(one)) for one in results))
+
+    def _with_fault(self, result: ToolResult) -> ToolResult:
+        if result.is_error:
+            return result
+        number, self._num_right_calls = self._num_right_calls, self._num_right_calls + 1
+        return self._faults.applied(result, self._task.task_id, number)
 
 
 def observation_text(result: ToolResult) -> str:
@@ -102,12 +175,7 @@ def build(section: LedgerSection) -> BuiltEnvironment:
     python = python_tool(sandbox, timeout_s=section.python_timeout_s)
 
     def factory(task: Task) -> LedgerEnvironment:
-        return LedgerEnvironment(
-            task,
-            (lookup_tool(task.fields["table"]), python),
-            ledger_reward,
-            max_errors_in_a_row=section.max_errors_in_a_row,
-        )
+        return LedgerEnvironment(task, (lookup_tool(task.fields["table"]), python), section)
 
     # The template of the demo shows no schemas; a larger model's template does.
     return BuiltEnvironment(
@@ -128,5 +196,27 @@ def _lookup_in(table: Table) -> Callable[[str, str], str]:
     return lookup
 
 
+def make_tasks(section: LedgerSection, request: TaskRequest) -> list[Task]:
+    """Make tasks of the kind that a section sets.
+
+    Args:
+        section: Settings.
+        request: Which; the splits are "train" and "held_out".
+
+    Returns:
+        Tasks as of `sod.envs.ledger.ledger_task`.
+
+    Raises:
+        DataError: If an argument is out of range.
+    """
+    seed, split = request.seed, request.split
+    if request.num_tasks < 1:
+        raise DataError(f"ledger: num_tasks is {request.num_tasks}; ask for at least 1.")
+    return [
+        ledger_task(section.question(seed, index, split=split), task_id=f"ledger-{split}-{seed}-{index}")
+        for index in range(request.first, request.first + request.num_tasks)
+    ]
+
+
 _LOOKUP = tool(_lookup_in({}))
-ENTRY = EnvironmentEntry(options=LedgerSection, build=build)
+ENTRY = EnvironmentEntry(options=LedgerSection, build=build, make_tasks=make_tasks)

@@ -16,6 +16,7 @@ from sod.config import EnvironmentSection
 from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
 from sod.parsing import CallFormat
+from sod.types import Task
 
 if TYPE_CHECKING:
     from sod.tools import Tool
@@ -41,21 +42,46 @@ class BuiltEnvironment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskRequest:
+    """Which tasks are to be made.
+
+    Attributes:
+        num_tasks: How many, at least 1.
+        seed: Seed of the set of tasks.
+        split: Name of a split that the environment knows.
+        first: Index of the first task within the set, from 0.
+    """
+
+    num_tasks: int
+    seed: int = 0
+    split: str = "train"
+    first: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvironmentEntry:
     """What the registry knows of one environment.
 
     Attributes:
         options: Dataclass of the `[environment]` section.
         build: Makes the environment from such a section.
+        make_tasks: Makes tasks for such a section; None where tasks come from files only.
     """
 
     options: type[EnvironmentSection]
     build: Callable[[Any], BuiltEnvironment]
+    make_tasks: Callable[[Any, TaskRequest], list[Task]] | None = None
 
 
 BUILT_IN: Mapping[str, str] = {
     "tools": "sod.envs.tool_entry:ENTRY",
     "ledger": "sod.envs.ledger_env:ENTRY",
+    "textworld": "sod.envs.textworld_env:ENTRY",
+    "search_qa": "sod.envs.search_qa:ENTRY",
+    "web_store": "sod.envs.web_store:ENTRY",
+    "alfworld": "sod.envs.alfworld_env:ENTRY",
+    "trl": "sod.envs.trl_env:ENTRY",
+    "gymnasium": "sod.envs.gym_env:ENTRY",
 }
 
 

@@ -107,7 +107,7 @@ def test_bad_rows_are_named(tmp_path, rows, options, message):
 def test_bad_files_and_limits_are_named(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.jsonl does not exist"):
         load_tasks(tmp_path / "nothing.jsonl")
-    with pytest.raises(DataError, match=r"a\.csv must be a \.jsonl or \.parquet file"):
+    with pytest.raises(DataError, match=r"a\.csv must be a \.jsonl, \.parquet or \.json file"):
         load_tasks(jsonl(tmp_path, GOOD, name="a.csv"))
     with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet"):
         load_tasks(jsonl(tmp_path, GOOD, name="a.parquet"))

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from sod.config_file import config_from_dict
-from sod.data import load_tasks
-from sod.demo.expert_data import expert_traces, write_tasks
+from sod.data import load_tasks, write_tasks
+from sod.demo.expert_data import expert_traces
 from sod.demo.tokenizer import ledger_tokenizer
 from sod.envs.ledger import ITEMS, ledger_question, ledger_task, ledger_tasks
 from sod.envs.ledger_env import LedgerSection, observation_text
