@@ -6,12 +6,13 @@ STAMP  := $(VENV)/.installed
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*.h csrc/include/sod/*)
 BUILD  := build/ctest
 PEERS  := .peers/.installed
+VLLM   := .venv-vllm
 # More arguments for the benchmarks: make bench BENCH="--device cuda --ops step_kl"
 BENCH  ?=
 # cmake, ninja and clang-format of the pinned set come before those of the system.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-quick test check format ctest pytest aot cuda-compile bench bench-quick bench-pytest clean
+.PHONY: help setup demo demo-quick test check format ctest vllm pytest-vllm pytest aot cuda-compile bench bench-quick bench-pytest clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -31,6 +32,15 @@ demo: $(STAMP)  ## Distil a tool-using agent end to end, in minutes, on two CPU 
 
 demo-quick: $(STAMP)  ## The same in about a minute, too small to claim anything
 	$(BIN)/sod demo --quick --overwrite
+
+# vLLM pins its own stack, so it and its tests live in an environment of their own, beside the same sources.
+vllm: $(VLLM)/.installed  ## Make .venv-vllm, in which the tests of the vLLM engines and teacher run
+
+$(VLLM)/.installed: requirements-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements-vllm.txt
+	echo "$(CURDIR)" > "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sod.pth"
+	touch $@
 
 test: check ctest pytest  ## Everything CI runs: style, types, imports, C++ tests, Python tests with coverage
 
@@ -52,10 +62,13 @@ ctest: $(STAMP)  ## C++ unit tests of csrc, no torch and no Python in them
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure
 
-pytest: $(STAMP)  ## Python tests with coverage (kernels under the Triton interpreter, real sandbox, real models)
+pytest-vllm: $(STAMP) $(VLLM)/.installed  ## Python tests on vLLM, in process and over HTTP
 	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm --cov --cov-report=
+
+pytest: $(STAMP) pytest-vllm  ## All Python tests with coverage (Triton interpreter, real sandbox, models and vLLM)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --benchmark-disable \
-		--cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+		--cov --cov-append --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 aot: $(STAMP)  ## Compile every Triton kernel for every architecture; check spills, registers, shared memory
 	$(BIN)/python -m sod_kernels.triton.aot

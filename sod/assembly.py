@@ -23,7 +23,8 @@ from sod.questions import load_questions
 from sod.rewards import Reward
 from sod.rollout.store import read_trajectories
 from sod.scoring import check_head
-from sod.teacher.base import Capability, Teacher
+from sod.teacher.base import AnyTeacher
+from sod.teacher.factory import check_capabilities, make_teacher
 from sod.teacher.local import LocalTeacher
 from sod.tools import Tool
 from sod.types import Task, Trajectory
@@ -47,7 +48,7 @@ class RunParts:
     student: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     renderer: ChatRenderer
-    teacher: Teacher | None = None
+    teacher: AnyTeacher | None = None
     environment: BuiltEnvironment | None = None
     tasks: Sequence[Task] = ()
     eval_tasks: Sequence[Task] = ()
@@ -56,7 +57,7 @@ class RunParts:
     @property
     def vocab_size(self) -> int:
         """Columns of the logits that are real tokens; a model may pad its vocabulary beyond them."""
-        return max(self.tokenizer.get_vocab().values()) + 1
+        return num_tokens(self.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -67,6 +68,11 @@ class RunParts:
     def needs_sampler(self) -> bool:
         """Whether anything is ever rolled out."""
         return self.environment is not None and bool(self.tasks or self.eval_tasks)
+
+
+def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give the number of ids that are tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def pick_device(config: RunConfig) -> torch.device:
@@ -113,7 +119,7 @@ def assemble(config: RunConfig) -> RunParts:
             student=load_student(section, device),
             tokenizer=tokenizer,
             renderer=renderer,
-            teacher=LocalTeacher(load_model(config.teacher, device=device)) if config.teacher else None,
+            teacher=_teacher(config, tokenizer, device),
             environment=environment,
             tasks=tasks,
             eval_tasks=eval_tasks,
@@ -167,7 +173,7 @@ def assemble_objects(
     config: RunConfig,
     *,
     student: PreTrainedModel | str,
-    teacher: Teacher | PreTrainedModel | str | None,
+    teacher: AnyTeacher | PreTrainedModel | str | None,
     environment: BuiltEnvironment | EnvironmentFactory | None,
     tokenizer: PreTrainedTokenizerBase | None,
     tools: Sequence[Tool | Callable[..., Any]],
@@ -243,8 +249,8 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
         )
     check_vocabulary(parts.student, parts.tokenizer, "student")
     check_head(parts.student, "student")
-    if parts.teacher is not None and Capability.LOGITS not in parts.teacher.capabilities:
-        raise ConfigError(f'algorithm "{name}" needs full logits, which this teacher does not give')
+    if parts.teacher is not None:
+        check_capabilities(parts.teacher, config.algorithm)
     if isinstance(parts.teacher, LocalTeacher):
         if parts.teacher.model is parts.student:
             raise ConfigError("student and teacher are one object, which is frozen now; load the model twice")
@@ -329,6 +335,19 @@ def load_expert(config: RunConfig, renderer: ChatRenderer) -> Sequence[Trajector
     is_stored = path.name.endswith(".jsonl.gz")
     expert = read_trajectories(path) if is_stored else expert_trajectories(path, renderer)
     return expert[: config.data.train_limit]
+
+
+def _teacher(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> AnyTeacher | None:
+    if config.teacher is None:
+        return None
+    return make_teacher(
+        config.teacher,
+        device=device,
+        vocab_size=num_tokens(tokenizer),
+        max_tokens=config.rollout.max_trajectory_tokens,
+    )
 
 
 def _built_environment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -207,13 +208,17 @@ class _Policy:
     def __init__(self, config: RunConfig, which: Literal["train", "eval"]) -> None:
         torch.set_num_threads(config.trainer.num_threads)
         self.parts: RunParts = assemble_policy(config, which)
-        self._runner = make_runner(config, self.parts)
-        self.sampler = make_sampler(config, self.parts, self._runner)
+        with ExitStack() as stack:
+            if self.parts.environment is not None:
+                stack.callback(self.parts.environment.close)
+            runner = stack.enter_context(make_runner(config, self.parts))
+            self.sampler = make_sampler(config, self.parts, runner)
+            stack.callback(self.sampler.engine.close)
+            self.sampler.take_weights(self.parts.student, 0)
+            self._opened = stack.pop_all()
 
     def __enter__(self) -> _Policy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.close()
-        if self.parts.environment is not None:
-            self.parts.environment.close()
+        self._opened.close()

@@ -11,8 +11,10 @@ from typing import Annotated, ClassVar, Literal
 
 from sod.chat_templates import TemplateName
 from sod.config_algorithms import ALGORITHMS, AlgorithmSection, SODSection
+from sod.config_engines import EngineSection, LockstepSection
 from sod.config_rewards import RewardSection
-from sod.config_schema import Above, AtLeast, AtMost, PathOrName, Section
+from sod.config_schema import Above, AtLeast, AtMost, Section
+from sod.config_teachers import TokenizerSource, VLLMTeacherSection, check_listing_teacher
 from sod.errors import ConfigError
 from sod.parsing import CallFormat
 
@@ -29,13 +31,9 @@ class RunSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSection(Section):
+class ModelSection(TokenizerSource):
     """A checkpoint in the Hugging Face format."""
 
-    model: Annotated[str, PathOrName()]
-    """Folder of the checkpoint, or its name on the hub."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; None for the default branch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the weights are kept in."""
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -64,6 +62,8 @@ class TeacherSection(ModelSection):
     """The frozen model that the student learns from; it must share the student's tokenizer."""
 
     section: ClassVar[str] = "teacher"
+    name: Literal["local"] = "local"
+    """Name of the kind of teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,11 @@ class TrainerSection(Section):
     max_skipped_updates: Annotated[int, Above(0)] = 5
     """Updates in a row that may be skipped for a gradient that is not finite before the run stops."""
     alignment_bound: Annotated[float, Above(0)] | None = None
-    """Largest gap in nats between a rollout log-prob and the trainer's; None: 0.02, with bfloat16 1.0."""
+    """Largest gap in nats between a rollout log-prob and the trainer's, in the first update of a round;
+    None: 0.02, with bfloat16 1.0."""
+    alignment_step_bound: Annotated[float, Above(0)] = 2.0
+    """Largest mean gap of a step in nats in the later updates of a round, when the student has moved; over at
+    least 8 tokens."""
     teacher_cache_mib: Annotated[int, AtLeast(0)] = 1024
     """Memory for keeping the logits of teacher and reference over the epochs of a round, in MiB."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -266,6 +270,8 @@ OptimizerSection = AdamWSection | MuonSection
 
 OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamWSection, "muon": MuonSection}
 
+TEACHERS: dict[str, type[Section]] = {"local": TeacherSection, "vllm_server": VLLMTeacherSection}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -286,13 +292,15 @@ class RunConfig:
     """How the student is sampled."""
     reward: RewardSection = field(default_factory=RewardSection)
     """How training shapes what the environment gives."""
+    engine: EngineSection = field(default_factory=LockstepSection)
+    """Who samples it."""
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     """Evaluation on held-out tasks."""
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     """When checkpoints are written."""
     student: StudentSection | None = None
     """The model that is trained."""
-    teacher: TeacherSection | None = None
+    teacher: TeacherSection | VLLMTeacherSection | None = None
     """The model that it learns from; not for "sft"."""
     data: DataSection | None = None
     """The task files."""
@@ -312,6 +320,8 @@ class RunConfig:
                 f'[teacher] belongs to algorithms {readers}, but [algorithm] name = "{name}"; remove it'
             )
         rollout, trainer = self.rollout, self.trainer
+        if isinstance(self.teacher, VLLMTeacherSection):
+            check_listing_teacher(self.teacher, self.algorithm, rollout.temperature)
         if self.algorithm.has_reward_term and rollout.num_samples < 2:
             raise ConfigError(
                 f"[rollout] num_samples = {rollout.num_samples}: the reward term of algorithm "

@@ -18,6 +18,7 @@ import tomli_w
 
 from sod.config import (
     OPTIMIZERS,
+    TEACHERS,
     CheckpointSection,
     DataSection,
     EvaluationSection,
@@ -25,10 +26,10 @@ from sod.config import (
     RunConfig,
     RunSection,
     StudentSection,
-    TeacherSection,
     TrainerSection,
 )
 from sod.config_algorithms import ALGORITHMS
+from sod.config_engines import ENGINES
 from sod.config_rewards import RewardSection
 from sod.config_schema import PathOrName, Section, field_types, key_name, strip_limits
 from sod.envs.registry import environment_entry, environment_names, environment_options
@@ -37,7 +38,6 @@ from sod.errors import ConfigError
 SECTIONS: Mapping[str, type[Section]] = {
     "run": RunSection,
     "student": StudentSection,
-    "teacher": TeacherSection,
     "data": DataSection,
     "rollout": RolloutSection,
     "reward": RewardSection,
@@ -45,7 +45,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "evaluation": EvaluationSection,
     "checkpoint": CheckpointSection,
 }
-NAMED_SECTIONS = ("algorithm", "optimizer", "environment")
+NAMED_SECTIONS = ("teacher", "algorithm", "optimizer", "engine", "environment")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -100,10 +100,14 @@ def config_from_dict(raw: Mapping[str, Any], *, base: Path) -> RunConfig:
     built: dict[str, Any] = {
         name: section_from_dict(kind, raw[name], base=base) for name, kind in SECTIONS.items() if name in raw
     }
+    if "teacher" in raw:
+        built["teacher"] = _choose("teacher", {"name": "local", **raw["teacher"]}, TEACHERS, base)
     if "algorithm" in raw:
         built["algorithm"] = _choose("algorithm", raw["algorithm"], ALGORITHMS, base)
     if "optimizer" in raw:
         built["optimizer"] = _choose("optimizer", raw["optimizer"], OPTIMIZERS, base)
+    if "engine" in raw:
+        built["engine"] = _choose("engine", raw["engine"], ENGINES, base)
     if "environment" in raw:
         built["environment"] = _environment(raw["environment"], base)
     return RunConfig(**built)

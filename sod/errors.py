@@ -33,6 +33,14 @@ class RolloutError(SodError):
     """A rollout could not be finished and must not be trained on."""
 
 
+class WeightSyncError(RolloutError):
+    """The weights of an engine are not those of the trainer; nothing may be sampled with them."""
+
+
+class ServiceUnavailableError(SodError):
+    """A server stays out of reach; the run can be resumed when it is back."""
+
+
 class CheckpointError(SodError):
     """A checkpoint is absent, incomplete or belongs to another run."""
 

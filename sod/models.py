@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from sod.config import ModelSection
+from sod.config_teachers import TokenizerSource
 from sod.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -87,7 +88,7 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return placed
 
 
-def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+def load_tokenizer(section: TokenizerSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies with a model.
 
     Args:
@@ -231,7 +232,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         raise ModelError(f"load_weights: {folder} does not hold weights for this model: {error}") from error
 
 
-def _check_folder(section: ModelSection) -> None:
+def _check_folder(section: TokenizerSource) -> None:
     path = Path(section.model)
     if not path.is_absolute() and not section.model.startswith("."):
         return
@@ -243,7 +244,7 @@ def _check_folder(section: ModelSection) -> None:
         )
 
 
-def _load_failure(section: ModelSection, what: str, error: Exception) -> str:
+def _load_failure(section: TokenizerSource, what: str, error: Exception) -> str:
     reason: Any = str(error).strip().splitlines()
     return (
         f"[{section.section}] model = {section.model!r}: the {what} cannot be loaded: "

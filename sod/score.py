@@ -13,7 +13,7 @@ from sod.loop.records import step_rows
 from sod.loop.update import step_stats
 from sod.packing import num_trained_tokens, pack
 from sod.scoring import row_logits
-from sod.teacher.base import Teacher
+from sod.teacher.base import AnyTeacher, teacher_scores
 from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory
 
@@ -22,7 +22,7 @@ from sod.types import Trajectory
 def score_trajectories(
     trajectories: Sequence[Trajectory],
     student: PreTrainedModel,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     algorithm: Algorithm,
     *,
     pad_id: int,
@@ -47,7 +47,7 @@ def score_trajectories(
     steps = []
     for batch in pack(sequences, range(len(sequences)), max_tokens=max_microbatch_tokens, pad_id=pad_id):
         moved = batch.to(student.device)
-        output = algorithm.loss(moved, row_logits(student, moved), teacher.logits(moved), context)
+        output = algorithm.loss(moved, row_logits(student, moved), teacher_scores(teacher, moved), context)
         steps += step_stats(moved, output)
     rows = step_rows(steps, trajectories, round_index=0, update=0)
     return [{key: value for key, value in row.items() if key not in ("round", "update")} for row in rows]

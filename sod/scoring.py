@@ -1,7 +1,8 @@
-"""Logits of a model at the rows of a batch, and nowhere else."""
+"""Scores at the rows of a batch, and nowhere else: logits of a model, or what a server lists of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,28 @@ from transformers import PreTrainedModel
 
 from sod.errors import ModelError
 from sod.packing import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopScores:
+    """Log-probabilities of a few ids per row, the sampled one among them.
+
+    Attributes:
+        log_probs: (N, K) float32, nats, of the softmax over the whole vocabulary at temperature 1.
+        ids: (N, K) int64; -1 where a row lists fewer.
+    """
+
+    log_probs: Tensor
+    ids: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both."""
+        return self.log_probs.nbytes + self.ids.nbytes
+
+
+TeacherScores = Tensor | TopScores
+"""(N, V) logits, or what a server lists of them."""
 
 
 def row_logits(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.algorithms import LossContext, make_algorithm
@@ -26,9 +25,9 @@ from sod.config import RunConfig
 from sod.config_algorithms import SODSection
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment
-from sod.errors import TrainingError
+from sod.errors import ServiceUnavailableError, TrainingError
 from sod.evaluate import rollout_metrics
-from sod.loop.alignment import check_alignment
+from sod.loop.alignment import Canary, check_versions
 from sod.loop.display import Display
 from sod.loop.minibatches import Minibatch, plan_round
 from sod.loop.records import (
@@ -46,11 +45,10 @@ from sod.loop.update import UpdateResult, UpdateSettings, run_update
 from sod.metrics import JsonLines, read_rows
 from sod.models import load_weights
 from sod.optim import OptimizerSet, learning_rate_scale
-from sod.packing import Batch
 from sod.rollout.store import read_trajectories, write_trajectories
 from sod.run_folder import RunFolder
 from sod.seeding import seed_generators, take_from
-from sod.teacher.base import Teacher
+from sod.teacher.base import AnyTeacher, ListingTeacher
 from sod.teacher.cache import RoundTargets
 from sod.teacher.local import LocalTeacher
 from sod.types import Task, Trajectory
@@ -65,7 +63,7 @@ class SODTrainer:
     def __init__(
         self,
         student: PreTrainedModel | str,
-        teacher: Teacher | PreTrainedModel | str | None = None,
+        teacher: AnyTeacher | PreTrainedModel | str | None = None,
         environment: BuiltEnvironment | EnvironmentFactory | None = None,
         *,
         config: RunConfig,
@@ -144,8 +142,13 @@ class SODTrainer:
         self._reference = LocalTeacher(copy.deepcopy(self.model)) if needs_reference else None
         self._autocast = torch.bfloat16 if config.trainer.precision == "bfloat16" else None
         is_low = config.trainer.precision == "bfloat16" or self.model.dtype == torch.bfloat16
-        default_bound = ALIGNMENT_BOUND["bfloat16" if is_low else "float32"]
-        self._alignment_bound = config.trainer.alignment_bound or default_bound
+        self._canary = Canary(
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            vocab_size=parts.vocab_size,
+            bound=config.trainer.alignment_bound or ALIGNMENT_BOUND["bfloat16" if is_low else "float32"],
+            step_bound=config.trainer.alignment_step_bound,
+        )
 
     def train(self, *, resume: bool = False) -> TrainResult:
         """Run all rounds that are left.
@@ -165,6 +168,8 @@ class SODTrainer:
         with ExitStack() as stack:
             if self.parts.environment is not None:
                 stack.callback(self.parts.environment.close)
+            if isinstance(self.parts.teacher, ListingTeacher):
+                stack.callback(self.parts.teacher.close)
             opened = RunFolder.reopen(self.config) if resume else RunFolder.create(self.config)
             self._folder = stack.enter_context(opened)
             self._restore()
@@ -175,10 +180,11 @@ class SODTrainer:
             if self.parts.needs_sampler:
                 runner = stack.enter_context(make_runner(self.config, self.parts))
                 self._sampler = make_sampler(self.config, self.parts, runner)
+                stack.callback(self._sampler.engine.close)
             self._display.begin(self.state.round, self.config.trainer.rounds)
             try:
                 self._rounds()
-            except StopRequested:
+            except (StopRequested, ServiceUnavailableError):
                 self._save()
                 raise
             return self._result()
@@ -235,8 +241,10 @@ class SODTrainer:
         if self.state.updates_in_round:
             return read_trajectories(path)
         tasks = take_from(self.parts.tasks, self.state.cursor, count, seed=seed)
+        self._sampler.take_weights(self.model, self.state.update)
         seed_generators(seed, "tools", index)
         trajectories = self._sampler.rollout(tasks, index, self._progress("rollout"))
+        check_versions(trajectories, self.state.update)
         path.parent.mkdir(exist_ok=True)
         write_trajectories(path, trajectories)
         return trajectories
@@ -249,11 +257,8 @@ class SODTrainer:
             self._stop.check()
             minibatch = plan[position]
             seed_generators(self.config.run.seed, "update", self.state.update)
-            gaps: list[float] = []
-
-            def inspect(batch: Batch, logits: Tensor, gaps: list[float] = gaps) -> None:
-                gaps.append(self._check_alignment(batch, logits, trajectories))
-
+            is_on_policy = self.config.algorithm.is_on_policy
+            watch = self._canary.watch(trajectories, is_first=position == 0) if is_on_policy else None
             result = run_update(
                 self.model,
                 self._optimizer,
@@ -261,10 +266,9 @@ class SODTrainer:
                 minibatch.batches,
                 targets.source(minibatch.first_key),
                 self._update_settings(minibatch),
-                inspect if position == 0 and self.config.algorithm.is_on_policy else None,
+                watch,
             )
-            if gaps:
-                result.metrics["alignment/gap_max"] = max(gaps)
+            result.metrics.update({} if watch is None else watch.metrics)
             self._record(result, trajectories)
             self._display.part("updates", position + 1, len(plan), result.metrics)
 
@@ -281,15 +285,6 @@ class SODTrainer:
             learning_rate_scale=scale,
             max_grad_norm=optimizer.max_grad_norm,
             autocast_dtype=self._autocast,
-        )
-
-    def _check_alignment(self, batch: Batch, logits: Tensor, trajectories: Sequence[Trajectory]) -> float:
-        return check_alignment(
-            batch,
-            logits[:, : self.parts.vocab_size],
-            trajectories,
-            temperature=self.config.rollout.temperature,
-            bound=self._alignment_bound,
         )
 
     def _record(self, result: UpdateResult, trajectories: Sequence[Trajectory]) -> None:
@@ -337,6 +332,7 @@ class SODTrainer:
         if not every or (rounds_done % every and not is_last):
             return
         started = time.perf_counter()
+        self._sampler.take_weights(self.model, self.state.update)
         seed_generators(self.config.run.seed, "evaluation tools", rounds_done)
         result = self._sampler.evaluate(self.parts.eval_tasks, rounds_done, self._progress("evaluation"))
         row = {"kind": "eval", "round": rounds_done, "update": self.state.update, **result.metrics}

@@ -124,6 +124,8 @@ class Turn:
         policy_version: Number of optimiser updates behind the weights that sampled the turn.
         is_trained: False where the loss must skip the turn (loss_mask within response_mask).
         drift: How a re-tokenised conversation would differ; None where nobody looked (expert data).
+        is_truncated: Whether top_p cut the vocabulary that the turn was sampled from, so that the policy
+            was not the model's own.
 
     Raises:
         ValueError: Nothing was sampled, an id is negative, or the log-probabilities do not fit the ids.
@@ -139,6 +141,7 @@ class Turn:
     policy_version: int = 0
     is_trained: bool = True
     drift: Drift | None = None
+    is_truncated: bool = False
 
     def __post_init__(self) -> None:
         ids, log_probs = self.sampled_ids, self.sampled_log_probs

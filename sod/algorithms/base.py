@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from sod.packing import Batch
+from sod.scoring import TeacherScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +61,22 @@ class Algorithm(Protocol):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether `loss` reads teacher logits."""
+        """Whether `loss` reads a teacher."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether `loss` reads `LossContext.reference_logits`."""
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
+        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch.
 
         Args:
             batch: The microbatch, N rows.
             student_logits: (N, V) at the rows.
-            teacher_logits: (N, V) at the rows; None where `needs_teacher` is False.
+            teacher: (N, V) logits at the rows, or what was listed of them; None where `needs_teacher` is
+                False.
             context: Denominator and round.
 
         Returns:

@@ -12,6 +12,7 @@ from sod.algorithms.policy import ClippedSurrogate
 from sod.algorithms.presets import surrogate_of
 from sod.config_algorithms import GRPOSection
 from sod.packing import Batch
+from sod.scoring import TeacherScores
 from sod_kernels import step_means, token_log_probs
 
 
@@ -40,7 +41,7 @@ class GRPO:
     needs_reference: bool = False
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
+        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
         log_probs, entropy = token_log_probs(

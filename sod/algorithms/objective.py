@@ -14,7 +14,7 @@ At the policy that sampled, without clipping, both have the same expected gradie
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from sod.algorithms.step_weights import StepContext, StepWeight
 from sod.algorithms.token_weights import TokenContext, TokenWeight
 from sod.packing import Batch
 from sod.schedules import LinearSchedule, constant
-from sod_kernels import StepKLOutput, step_kl, step_means
+from sod.scoring import TeacherScores, TopScores
+from sod_kernels import StepKLOutput, step_kl, step_means, topk_step_kl
 from sod_kernels.types import StepStatistics
 
 
@@ -63,7 +64,7 @@ class StepObjective:
         reward: Coefficient rho of the reward term, by round; 0 leaves it out.
         surrogate: Bounds of the policy-gradient term.
         vocab_size: Columns of the logits that are real tokens; None takes those that both models have.
-        needs_teacher: It reads teacher logits.
+        needs_teacher: It reads a teacher.
         needs_reference: Whether steps are held to the reference policy with max(0, 1 - w_k): the second
             target, KL(student, reference). Form "vocab" only.
     """
@@ -80,15 +81,15 @@ class StepObjective:
     needs_reference: bool = False
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
+        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
-        if teacher_logits is None:
-            raise ValueError(f"{self.name}: teacher_logits is None; wanted (N, V) logits, pass a teacher.")
+        if teacher is None:
+            raise ValueError(f"{self.name}: teacher is None; wanted its scores, pass a teacher.")
         if self.needs_reference and context.reference_logits is None:
             raise ValueError(f"{self.name}: context.reference_logits is None; wanted (N, V) logits.")
         is_vocab = self.divergence.form == "vocab"
-        output = self._sweep(batch, student_logits, teacher_logits, context)
+        output = self._sweep(batch, student_logits, teacher, context)
         sums = _token_sums(output, batch.row_loss_mask)
         kappa, rho = self.distillation.at(context.round_number), self.reward.at(context.round_number)
         by_token = self._token_weights(batch, output)
@@ -122,31 +123,39 @@ class StepObjective:
         )
 
     def _sweep(
-        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor, context: LossContext
+        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores, context: LossContext
     ) -> StepKLOutput:
         part = self.divergence
         # The sampled form weighs with what was known at sampling time instead.
         is_weighed = part.form == "vocab"
-        dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
+        options: dict[str, Any] = {
+            "sampled_ids": batch.labels,
+            "step_trajectory": batch.step_trajectory,
+            "num_steps": batch.num_steps,
+            "divergence": part.kind,
+            "beta": part.beta if part.kind == "jsd" else None,
+            "temperature": part.temperature,
+            "vocab_size": self.vocab_size,
+            "min_log_prob": part.min_log_prob,
+            "step_divergence": part.per_step,
+            "weighting": (lambda statistics: self._weights(statistics, batch, context))
+            if is_weighed
+            else None,
+            "token_weights": batch.row_loss_mask.float(),
+            "reduction": "token_mean",
+            "denominator": float(context.denominator),
+        }
+        if isinstance(teacher, TopScores):
+            return topk_step_kl(student_logits, teacher.log_probs, teacher.ids, batch.row_steps, **options)
+        dtype = torch.promote_types(student_logits.dtype, teacher.dtype)
         reference = context.reference_logits if self.needs_reference else None
+        options["vocab_size"] = self.vocab_size or shared_vocabulary(student_logits, teacher)
         return step_kl(
             student_logits.to(dtype),
-            teacher_logits.to(dtype),
+            teacher.to(dtype),
             batch.row_steps,
-            sampled_ids=batch.labels,
             reference_logits=None if reference is None else reference.to(dtype),
-            step_trajectory=batch.step_trajectory,
-            num_steps=batch.num_steps,
-            divergence=part.kind,
-            beta=part.beta if part.kind == "jsd" else None,
-            temperature=part.temperature,
-            vocab_size=self.vocab_size or shared_vocabulary(student_logits, teacher_logits),
-            min_log_prob=part.min_log_prob,
-            step_divergence=part.per_step,
-            weighting=(lambda statistics: self._weights(statistics, batch, context)) if is_weighed else None,
-            token_weights=batch.row_loss_mask.float(),
-            reduction="token_mean",
-            denominator=float(context.denominator),
+            **options,
         )
 
     def _token_weights(self, batch: Batch, output: StepKLOutput) -> Tensor | None:

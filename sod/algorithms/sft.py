@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sod.algorithms.base import LossContext, LossOutput
 from sod.packing import Batch
+from sod.scoring import TeacherScores
 from sod_kernels import token_log_probs
 
 
@@ -29,7 +30,7 @@ class SFT:
     vocab_size: int | None = None
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor | None, context: LossContext
+        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
         token_nll = -token_log_probs(student_logits, batch.labels, vocab_size=self.vocab_size).log_probs

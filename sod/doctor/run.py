@@ -20,13 +20,15 @@ from sod.assembly import (
     require_sections,
 )
 from sod.chat import ChatRenderer
-from sod.config import RunConfig
+from sod.config import RunConfig, TeacherSection
+from sod.config_engines import VLLMServerSection
 from sod.doctor.findings import Findings, Level
 from sod.doctor.machine import examine_device, examine_kernels, examine_sandbox, examine_versions
 from sod.doctor.memory import GIB, ModelShape, estimate_phases
 from sod.doctor.models import Checkpoint, examine_checkpoint, examine_stops
+from sod.doctor.servers import examine_server
 from sod.envs.registry import BuiltEnvironment, build_environment
-from sod.models import check_same_tokenizer
+from sod.models import check_same_tokenizer, load_tokenizer
 from sod.types import Task
 
 _NUM_PROMPTS = 64
@@ -66,10 +68,17 @@ def diagnose(config: RunConfig) -> Findings:
     _examine_sampling(findings, config)
     tasks = _examine_tasks(findings, config)
     student = examine_checkpoint(findings, config.student, config) if config.student else None
-    teacher = examine_checkpoint(findings, config.teacher, config) if config.teacher else None
-    if student and teacher:
+    teacher = None
+    if isinstance(config.teacher, TeacherSection):
+        teacher = examine_checkpoint(findings, config.teacher, config)
+    elif config.teacher is not None:
+        # It scores one token more than a trajectory has.
+        examine_server(findings, config.teacher, config.rollout.max_trajectory_tokens + 1)
+    if isinstance(config.engine, VLLMServerSection):
+        examine_server(findings, config.engine, config.rollout.max_trajectory_tokens)
+    if student and config.teacher is not None:
         with findings.examining("teacher", "tokenizer"):
-            check_same_tokenizer(student.tokenizer, teacher.tokenizer)
+            check_same_tokenizer(student.tokenizer, load_tokenizer(config.teacher))
             findings.add("teacher", "tokenizer", "every id means the same text to student and teacher")
     _examine_environment(findings, config, student, teacher, tasks)
     if student:

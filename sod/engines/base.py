@@ -53,6 +53,11 @@ class SamplingParams:
                 f"SamplingParams: max_total_tokens must be 2 or more, got {self.max_total_tokens}."
             )
 
+    @property
+    def is_truncated(self) -> bool:
+        """Whether top_p cuts the vocabulary; greedy choice has nothing to cut."""
+        return self.top_p < 1.0 and self.temperature > 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
@@ -61,13 +66,16 @@ class Generation:
     Attributes:
         sampled_ids: Token ids, stop token included.
         log_probs: Their log-probabilities in nats, at the sampling temperature and before top_p; empty
-            where the engine did not sample (scripts).
+            where the engine did not sample (scripts). Where `is_truncated`, an engine that knows no others
+            gives those after the cut, which are larger by the log of the mass kept, at most -log(top_p).
         stop_reason: Why sampling stopped.
+        is_truncated: Whether top_p cut the vocabulary that the turn was sampled from.
     """
 
     sampled_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     stop_reason: StopReason
+    is_truncated: bool = False
 
 
 Respond = Callable[[Sequence[tuple[int, Generation]]], Sequence[tuple[int, ...] | None]]
@@ -106,3 +114,17 @@ class RolloutEngine(Protocol):
             model_or_state: The trained module or its state dict.
             policy_version: Number of optimiser updates behind them.
         """
+
+    def score(self, ids: Sequence[int]) -> tuple[float, ...] | None:
+        """Score a text with the weights now in use, so that their arrival can be proven.
+
+        Args:
+            ids: Token ids, at least two.
+
+        Returns:
+            Log-probabilities in nats at temperature 1 of every id but the first, given those before it;
+            None for an engine without weights.
+        """
+
+    def close(self) -> None:
+        """Release what the engine holds; it is not used afterwards."""

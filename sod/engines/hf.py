@@ -10,6 +10,7 @@ from torch import nn
 from sod.engines.base import Respond, SamplingParams, WeightSource
 from sod.engines.lockstep import LockstepDecoder
 from sod.engines.sampling import RowRandom
+from sod.engines.weight_check import model_scores
 
 
 class HFEngine:
@@ -90,6 +91,13 @@ class HFEngine:
                 decoder.run(prompts[start : start + size], first_row=start)
         finally:
             self.model.train(was_training)
+
+    def score(self, ids: Sequence[int]) -> tuple[float, ...] | None:
+        """Score a text; see `sod.engines.base.RolloutEngine.score`."""
+        return model_scores(self.model, ids)
+
+    def close(self) -> None:
+        """Do nothing; the model is the trainer's."""
 
     def _token_limit(self, params: SamplingParams) -> int:
         config: Any = self.model.config

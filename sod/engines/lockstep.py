@@ -43,9 +43,12 @@ class _Stream:
         self.unread.append(token)
         self.num_tokens += 1
 
-    def end_turn(self, stop_reason: StopReason) -> Generation:
+    def end_turn(self, stop_reason: StopReason, *, is_truncated: bool) -> Generation:
         generation = Generation(
-            sampled_ids=tuple(self.sampled_ids), log_probs=tuple(self.log_probs), stop_reason=stop_reason
+            sampled_ids=tuple(self.sampled_ids),
+            log_probs=tuple(self.log_probs),
+            stop_reason=stop_reason,
+            is_truncated=is_truncated,
         )
         self.sampled_ids, self.log_probs = [], []
         return generation
@@ -131,6 +134,7 @@ class LockstepDecoder:
         self._pad_id = pad_id
         self._vocab_size = vocab_size
         self._device = next(model.parameters()).device
+        self._is_truncated = params.is_truncated
 
     def run(self, prompts: Sequence[tuple[int, ...]], *, first_row: int) -> None:
         """Decode one batch to its end.
@@ -242,7 +246,7 @@ class LockstepDecoder:
             stream.add_sampled(token, log_prob)
             stop_reason = self._stop_reason(stream, token)
             if stop_reason is not None:
-                ended.append((index, stream.end_turn(stop_reason)))
+                ended.append((index, stream.end_turn(stop_reason, is_truncated=self._is_truncated)))
         return ended
 
     def _stop_reason(self, stream: _Stream, token: int) -> StopReason | None:

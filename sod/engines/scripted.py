@@ -40,6 +40,13 @@ class ScriptedEngine:
         """
         self.policy_version = policy_version
 
+    def score(self, ids: Sequence[int]) -> tuple[float, ...] | None:
+        """Give None: a script has no weights."""
+        return None
+
+    def close(self) -> None:
+        """Do nothing; a script holds nothing."""
+
     def rollout(
         self, prompts: Sequence[tuple[int, ...]], respond: Respond, params: SamplingParams, *, seed: int
     ) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from sod.assembly import RunParts
 from sod.chat import ChatRenderer
 from sod.config import RunConfig
 from sod.engines.base import RolloutEngine, SamplingParams
-from sod.engines.hf import HFEngine
+from sod.engines.factory import make_engine, weight_bound
+from sod.engines.weight_check import update_and_check
 from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
 from sod.evaluate import EvalResult, summarise
@@ -30,11 +32,12 @@ class Sampler:
     """All that a rollout needs besides the tasks.
 
     Attributes:
-        engine: Samples; shares the student's weights.
+        engine: Samples, with the weights that it took last.
         renderer: Text to ids and back.
         factory: Makes the environment of a trajectory.
         runner: Runs tool calls.
         config: Limits, temperatures and the root seed.
+        vocab_size: Ids that are tokens.
         device_type: Device that autocast acts on.
         autocast_dtype: Type of matrix products; None for the weights' own.
     """
@@ -44,8 +47,32 @@ class Sampler:
     factory: EnvironmentFactory
     runner: ToolRunner
     config: RunConfig
+    vocab_size: int
     device_type: str = "cpu"
     autocast_dtype: torch.dtype | None = None
+
+    def take_weights(self, model: PreTrainedModel, policy_version: int) -> float:
+        """Bring the student's weights into the engine, and prove that they arrived.
+
+        Args:
+            model: The student.
+            policy_version: Number of optimiser updates behind it; nothing is done where the engine has them.
+
+        Returns:
+            Largest gap between engine and student on a fixed text, nats.
+
+        Raises:
+            WeightSyncError: Other weights are in the engine.
+        """
+        if self.engine.policy_version == policy_version:
+            return 0.0
+        return update_and_check(
+            self.engine,
+            model,
+            policy_version,
+            vocab_size=self.vocab_size,
+            bound=weight_bound(self.config.engine),
+        )
 
     def rollout(
         self, tasks: Sequence[Task], round_index: int, progress: Progress | None = None
@@ -118,7 +145,7 @@ class Sampler:
 
 
 def make_sampler(config: RunConfig, parts: RunParts, runner: ToolRunner) -> Sampler:
-    """Make the sampler of a run, its engine on the student's own weights.
+    """Make the sampler of a run; the caller closes its engine.
 
     Args:
         config: The settings.
@@ -126,24 +153,28 @@ def make_sampler(config: RunConfig, parts: RunParts, runner: ToolRunner) -> Samp
         runner: Runs tool calls.
 
     Returns:
-        The sampler.
+        The sampler; `take_weights` before the first rollout.
 
     Raises:
-        ConfigError: If there is no environment.
+        ConfigError: If there is no environment, or the engine cannot be had here.
+        ServiceUnavailableError: If the engine's server cannot be reached.
     """
     if parts.environment is None:
         raise ConfigError("a rollout needs an environment, but there is none; give [environment]")
     return Sampler(
-        engine=HFEngine(
+        engine=make_engine(
+            config.engine,
             parts.student,
             pad_id=parts.pad_id,
             vocab_size=parts.vocab_size,
             max_batch=config.rollout.max_batch,
+            max_total_tokens=config.rollout.max_trajectory_tokens,
         ),
         renderer=parts.renderer,
         factory=parts.environment.factory,
         runner=runner,
         config=config,
+        vocab_size=parts.vocab_size,
         device_type=parts.student.device.type,
         autocast_dtype=torch.bfloat16 if config.trainer.precision == "bfloat16" else None,
     )

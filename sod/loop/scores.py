@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sod.errors import TrainingError
 from sod.packing import Batch
+from sod.scoring import TopScores
 from sod.teacher.cache import Targets
 
 
@@ -15,20 +16,20 @@ def check_scores(batch: Batch, target: Targets) -> None:
 
     Args:
         batch: The microbatch, N rows.
-        target: Logits of the teacher and of the reference for its rows.
+        target: Scores of the teacher and of the reference for its rows.
 
     Raises:
         TrainingError: Naming trajectory, turn and token of the first row that holds a NaN, +inf, or nothing
             but -inf.
     """
-    for owner, logits in (("teacher", target.teacher), ("reference policy", target.reference)):
-        if logits is not None:
-            _check_rows(batch, logits, owner)
+    for owner, scores in (("teacher", target.teacher), ("reference policy", target.reference)):
+        if scores is not None:
+            _check_rows(batch, scores.log_probs if isinstance(scores, TopScores) else scores, owner)
 
 
-def _check_rows(batch: Batch, logits: Tensor, owner: str) -> None:
+def _check_rows(batch: Batch, scores: Tensor, owner: str) -> None:
     # The largest of a row is NaN where any is, +inf where any is, and -inf where all are.
-    bad = (~torch.isfinite(logits.amax(dim=-1))).nonzero()
+    bad = (~torch.isfinite(scores.amax(dim=-1))).nonzero()
     if bad.numel() == 0:
         return
     row = int(bad[0])
@@ -37,7 +38,7 @@ def _check_rows(batch: Batch, logits: Tensor, owner: str) -> None:
     index, turn = batch.trajectories[int(batch.step_trajectory[step])], int(batch.step_turn[step])
     raise TrainingError(
         f"check_scores: the {owner} scores trajectory {index} of the round, turn {turn}, token {row - first} "
-        f"of the turn with logits that are not numbers ({bad.numel()} such rows in this microbatch). No "
+        f"of the turn with scores that are not numbers ({bad.numel()} such rows in this microbatch). No "
         "update was made from it. Look at its weights and at their type (float16 overflows), then use "
         "--resume."
     )

@@ -339,6 +339,7 @@ class _Session:
             stop_reason=generation.stop_reason,
             policy_version=self._engine.policy_version,
             drift=self._renderer.drift(row.context_ids, generation.sampled_ids, last_id=row.last_id),
+            is_truncated=generation.is_truncated,
         )
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from sod.packing import Batch
+from sod.scoring import TeacherScores, TopScores
 
 
 class Capability(StrEnum):
     """What a teacher can give."""
 
     LOGITS = "logits"
+    TOP_K = "top_k"
+    """Log-probabilities of the most likely ids and of the sampled one."""
+    SAMPLED = "sampled"
+    """Log-probability of the sampled id."""
 
 
+@runtime_checkable
 class Teacher(Protocol):
-    """Scores the rows of a batch; never trained, never given a gradient."""
+    """Scores the rows of a batch with logits; never trained, never given a gradient."""
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -32,3 +38,42 @@ class Teacher(Protocol):
         Returns:
             (N, V) logits, without a gradient.
         """
+
+
+@runtime_checkable
+class ListingTeacher(Protocol):
+    """Lists log-probabilities of a few ids per row: a teacher whose logits are too large to travel."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it can give."""
+
+    def top_scores(self, batch: Batch) -> TopScores:
+        """Score the rows of a batch.
+
+        Args:
+            batch: The microbatch, N rows.
+
+        Returns:
+            K ids of each row and their log-probabilities.
+        """
+
+    def close(self) -> None:
+        """Release what it holds."""
+
+
+AnyTeacher = Teacher | ListingTeacher
+"""Whoever can teach."""
+
+
+def teacher_scores(teacher: AnyTeacher, batch: Batch) -> TeacherScores:
+    """Ask a teacher for the most that it can give.
+
+    Args:
+        teacher: Any teacher.
+        batch: The microbatch, N rows.
+
+    Returns:
+        (N, V) logits, or the listed ids of N rows.
+    """
+    return teacher.logits(batch) if isinstance(teacher, Teacher) else teacher.top_scores(batch)

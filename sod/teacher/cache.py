@@ -1,31 +1,41 @@
-"""Logits of frozen models kept over the epochs of a round, within a limit."""
+"""Scores of frozen models kept over the epochs of a round, within a limit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 from sod.packing import Batch
-from sod.teacher.base import Teacher
+from sod.scoring import TeacherScores
+from sod.teacher.base import AnyTeacher, Teacher, teacher_scores
 
 
-class RoundScores:
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Scores = TypeVar("Scores", bound=_Sized)
+
+
+class RoundScores(Generic[Scores]):
     """Scores of one round's microbatches, kept within a limit and computed again beyond it."""
 
-    def __init__(self, teacher: Teacher, *, max_bytes: int) -> None:
+    def __init__(self, ask: Callable[[Batch], Scores], *, max_bytes: int) -> None:
         """Start with nothing kept.
 
         Args:
-            teacher: Who scores.
-            max_bytes: Memory for kept logits; 0 keeps none.
+            ask: Scores a microbatch.
+            max_bytes: Memory for kept scores; 0 keeps none.
         """
-        self._teacher = teacher
+        self._ask = ask
         self._bytes_left = max_bytes
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, Scores] = {}
 
-    def logits(self, key: int, batch: Batch) -> Tensor:
+    def scores(self, key: int, batch: Batch) -> Scores:
         """Score a microbatch.
 
         Args:
@@ -33,41 +43,48 @@ class RoundScores:
             batch: The microbatch.
 
         Returns:
-            (N, V) logits, without a gradient.
+            What `ask` gave for it.
         """
         if key in self._kept:
             return self._kept[key]
-        logits = self._teacher.logits(batch)
-        if logits.nbytes <= self._bytes_left:
-            self._bytes_left -= logits.nbytes
-            self._kept[key] = logits
-        return logits
+        scores = self._ask(batch)
+        if scores.nbytes <= self._bytes_left:
+            self._bytes_left -= scores.nbytes
+            self._kept[key] = scores
+        return scores
 
 
 class Targets(NamedTuple):
-    """What the student is compared with on one microbatch; (N, V) each, without a gradient."""
+    """What the student is compared with on one microbatch, without a gradient."""
 
-    teacher: Tensor | None
+    teacher: TeacherScores | None
     reference: Tensor | None
 
 
 class RoundTargets:
-    """Teacher and reference of one round, which share the memory for kept logits."""
+    """Teacher and reference of one round, which share the memory for kept scores."""
 
-    def __init__(self, teacher: Teacher | None, reference: Teacher | None, *, max_bytes: int) -> None:
+    def __init__(self, teacher: AnyTeacher | None, reference: Teacher | None, *, max_bytes: int) -> None:
         """Start with nothing kept.
 
         Args:
             teacher: Who teaches; None for an algorithm without.
             reference: The policy that the run started from; None for an algorithm without.
-            max_bytes: Memory for kept logits of both; 0 keeps none.
+            max_bytes: Memory for kept scores of both; 0 keeps none.
         """
-        models = (teacher, reference)
-        share = max_bytes // max(1, sum(model is not None for model in models))
-        self._scores = [None if model is None else RoundScores(model, max_bytes=share) for model in models]
+        share = max_bytes // max(1, (teacher is not None) + (reference is not None))
+        ask = None if teacher is None else partial(teacher_scores, teacher)
+        self._teacher = None if ask is None else RoundScores(ask, max_bytes=share)
+        self._reference = None if reference is None else RoundScores(reference.logits, max_bytes=share)
 
     def source(self, first_key: int) -> Callable[[int, Batch], Targets]:
         """Give the targets of a minibatch whose first microbatch has a key, by position and microbatch."""
-        return lambda index, batch: Targets(
-            *(None if scores is None else scores.logits(first_key + index, batch) for scores in self._scores)
-        )
+
+        def targets(index: int, batch: Batch) -> Targets:
+            key, teacher, reference = first_key + index, self._teacher, self._reference
+            return Targets(
+                teacher=None if teacher is None else teacher.scores(key, batch),
+                reference=None if reference is None else reference.scores(key, batch),
+            )
+
+        return targets

@@ -19,6 +19,7 @@ from sod.doctor import machine as machine_part
 from sod.doctor.memory import ModelShape, estimate_phases
 from sod.models import build_qwen3, load_architecture
 from sod.testing import make_tiny_checkpoint, make_tiny_tokenizer
+from tests.sod.fake_server import FakeServer
 
 TOOLBOX = '''
 def add(a: int, b: int) -> int:
@@ -326,3 +327,33 @@ def test_the_command_leaves_with_one_for_a_fatal_finding_and_writes_them_down(fo
     machine = runner.invoke(app, ["doctor"])
     assert machine.exit_code == 0
     assert "versions" in machine.output
+
+
+@pytest.mark.parametrize(
+    ("length", "level", "words"),
+    [
+        (1025, Level.OK, "serves 'tiny', 1,025 tokens in a row"),
+        (1024, Level.FATAL, "the run sends up to 1,025, start it with a larger --max-model-len"),
+    ],
+)
+def test_a_teachers_server_is_asked_for_the_length_it_holds(folder, length, level, words):
+    answer = {"data": [{"id": "tiny", "max_model_len": length}]}
+    with FakeServer(lambda path, body: (200, answer)) as server:
+        text = (folder / "run.toml").read_text()
+        listed = f'[teacher]\nname = "vllm_server"\nurl = "{server.url}"\n'
+        (folder / "served.toml").write_text(
+            text.replace("[teacher]\n", listed) + '[algorithm]\nname = "opd"\n'
+        )
+        findings = diagnose(load_config(folder / "served.toml", []))
+    finding = one(findings, "teacher", "server")
+    assert finding.level is level
+    assert words in finding.text
+    assert one(findings, "teacher", "tokenizer").level is Level.OK
+
+
+def test_a_server_of_the_engine_that_is_away_is_fatal(folder, tmp_path):
+    engine = f'[engine]\nname = "vllm_server"\nurl = "http://127.0.0.1:9"\nfolder = "{tmp_path}"\n'
+    (folder / "away.toml").write_text((folder / "run.toml").read_text() + engine)
+    finding = one(diagnose(load_config(folder / "away.toml", [])), "engine", "server")
+    assert finding.level is Level.FATAL
+    assert "no answer in 1 attempts" in finding.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from sod.algorithms import LossContext, LossOutput, make_algorithm
 from sod.config import AdamWSection
 from sod.config_algorithms import SFTSection, SODSection
 from sod.errors import ModelError, RolloutError
-from sod.loop.alignment import check_alignment
+from sod.loop.alignment import Canary, check_versions
 from sod.loop.update import UpdateSettings, run_update
 from sod.models import build_qwen3
 from sod.optim import OptimizerSet
@@ -22,6 +23,7 @@ from sod.teacher import Capability, LocalTeacher
 from sod.teacher.cache import RoundScores, RoundTargets, Targets
 from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory, Turn
+from tests.sod.tiny import sharpened
 
 V = 40
 
@@ -180,11 +182,17 @@ def test_autocast_rounds_the_student_and_keeps_its_weights(parts):
     assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
 
 
+def canary(**changes):
+    values = {"temperature": 0.8, "top_p": 1.0, "vocab_size": V, "bound": 0.02, "step_bound": 2.0}
+    return Canary(**values | changes)
+
+
 def test_aligned_rollouts_pass_with_a_tiny_gap(parts):
     student, _, trajectories, sequences = parts
     for batch in pack(sequences, range(5), max_tokens=25, pad_id=0):
-        gap = check_alignment(batch, row_logits(student, batch), trajectories, temperature=0.8, bound=1e-3)
-        assert 0 <= gap < 1e-4
+        watch = canary(bound=1e-3).watch(trajectories, is_first=True)
+        watch(batch, row_logits(student, batch))
+        assert 0 <= watch.metrics["alignment/gap_max"] < 1e-4
 
 
 @pytest.mark.parametrize("spoil", ["shift", "temperature", "weights"])
@@ -204,10 +212,74 @@ def test_misaligned_rollouts_are_named(parts, spoil):
     sequences = [tokenize_trajectory(one) for one in trajectories]
     (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
     with pytest.raises(RolloutError, match=r"trajectory \d \(task 'task\d'\), turn \d, token \d") as caught:
-        check_alignment(batch, row_logits(student, batch), trajectories, temperature=temperature, bound=0.02)
+        canary(temperature=temperature).watch(trajectories, is_first=True)(batch, row_logits(student, batch))
     if spoil == "shift":
         assert "trajectory 3 (task 'task3'), turn 1, token 2 of the turn" in str(caught.value)
     assert "alignment_bound = 0.02" in str(caught.value)
+
+
+def shifted(trajectory):
+    """The same turns with the log-probs of a mask that is one token off."""
+    turns = [
+        replace(turn, sampled_log_probs=turn.sampled_log_probs[1:] + turn.sampled_log_probs[:1])
+        for turn in trajectory.turns
+    ]
+    return replace(trajectory, turns=tuple(turns))
+
+
+def test_a_shifted_mask_is_found_in_a_later_update_too():
+    student = sharpened(make_model(0))
+    trajectories = sampled_trajectories(student)
+    # The student has moved since it sampled, as it has in every update but the first.
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(1.005)
+    trajectories[2] = shifted(trajectories[2])
+    later = canary(step_bound=0.2)
+    batches = [
+        pack([tokenize_trajectory(one) for one in trajectories], [index], max_tokens=100, pad_id=0)[0]
+        for index in range(5)
+    ]
+    for index in (0, 1, 3, 4):
+        watch = later.watch(trajectories, is_first=False)
+        watch(batches[index], row_logits(student, batches[index]))
+        assert 1e-4 < watch.metrics["alignment/step_gap_max"] < 0.2
+    wanted = r"trajectory 2 \(task .task2.\), turn \d, token \d .*mean gap of the step .*step_bound = 0.2"
+    with pytest.raises(RolloutError, match=wanted):
+        later.watch(trajectories, is_first=False)(batches[2], row_logits(student, batches[2]))
+
+
+def test_log_probs_after_a_cut_pass_up_to_the_mass_that_it_took(parts):
+    student, _, trajectories, _ = parts
+
+    def raised(trajectory, by):
+        turns = [
+            replace(turn, sampled_log_probs=tuple(value + by for value in turn.sampled_log_probs))
+            for turn in trajectory.turns
+        ]
+        return replace(trajectory, turns=tuple(turns))
+
+    def gap(by, top_p):
+        (batch,) = pack([tokenize_trajectory(raised(trajectories[0], by))], [0], max_tokens=100, pad_id=0)
+        watch = canary(top_p=top_p, bound=10.0).watch(trajectories, is_first=True)
+        watch(batch, row_logits(student, batch))
+        return watch.metrics["alignment/gap_max"]
+
+    assert gap(0.6, 0.5) < 1e-4
+    assert gap(0.6, 1.0) == pytest.approx(0.6, abs=1e-4)
+    assert gap(0.9, 0.5) == pytest.approx(0.9 - math.log(2), abs=1e-4)
+    assert gap(-0.3, 0.5) == pytest.approx(0.3, abs=1e-4)
+
+
+def test_a_turn_of_older_weights_is_named(parts):
+    _, _, trajectories, _ = parts
+    check_versions(trajectories, 0)
+    old = replace(trajectories[1].turns[1], policy_version=3)
+    mixed = [trajectories[0], replace(trajectories[1], turns=(trajectories[1].turns[0], old))]
+    with pytest.raises(
+        RolloutError, match=r"trajectory 1 \(task 'task1'\), turn 1 was sampled by the weights of "
+    ):
+        check_versions(mixed, 0)
 
 
 def test_a_teacher_is_frozen_and_gives_no_gradient(parts):
@@ -230,10 +302,10 @@ class CountingTeacher(LocalTeacher):
 def test_teacher_scores_are_kept_within_the_limit(parts, max_bytes, calls):
     _, teacher, _, sequences = parts
     counting = CountingTeacher(teacher.model)
-    scores = RoundScores(counting, max_bytes=max_bytes)
+    scores = RoundScores(counting.logits, max_bytes=max_bytes)
     batches = pack(sequences, range(5), max_tokens=40, pad_id=0)[:2]
-    first = [scores.logits(k, batch) for k, batch in enumerate(batches)]
-    second = [scores.logits(k, batch) for k, batch in enumerate(batches)]
+    first = [scores.scores(k, batch) for k, batch in enumerate(batches)]
+    second = [scores.scores(k, batch) for k, batch in enumerate(batches)]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert counting.calls == calls
 
