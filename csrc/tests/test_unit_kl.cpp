@@ -6,13 +6,13 @@
 #include "cpu/step_kl.h"
 #include "cpu/unit_kl.h"
 #include "rows.h"
+#include "sod/softmax_state.h"
 
 namespace {
 
 using sod::Divergence;
 using sod::test::Row;
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr double kTemperature = 0.8;
 
 // Three student rows: a unit with a span column that covers the first two, and one row in no unit. The shared
@@ -81,8 +81,10 @@ void check(const Batch& batch, Divergence divergence) {
   Row student, teacher;
   for (std::size_t c = 0; c < size; ++c) {
     const bool is_out = static_cast<std::int64_t>(c) == batch.excluded[0];
-    student.push_back(is_out ? -kInf : batch.student[static_cast<std::size_t>(batch.student_columns[c])]);
-    teacher.push_back(is_out ? -kInf : batch.teacher[static_cast<std::size_t>(batch.teacher_columns[c])]);
+    student.push_back(is_out ? -sod::kInfinity
+                             : batch.student[static_cast<std::size_t>(batch.student_columns[c])]);
+    teacher.push_back(is_out ? -sod::kInfinity
+                             : batch.teacher[static_cast<std::size_t>(batch.teacher_columns[c])]);
   }
   student.push_back(static_cast<float>(batch.span_scores[0]));
   teacher.push_back(static_cast<float>(batch.span_scores[1]));
