@@ -156,5 +156,5 @@ def test_sft_is_cross_entropy_on_trained_tokens(batch):
 
 
 def test_distillation_without_a_teacher_is_refused(batch):
-    with pytest.raises(ValueError, match="sod: teacher_logits is None; wanted"):
+    with pytest.raises(ValueError, match="sod: teacher is None; wanted its scores"):
         make_algorithm(VOCAB_SOD).loss(batch, logits(batch, 0), None, over(1))
