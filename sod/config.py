@@ -227,9 +227,10 @@ class TrainerSection(Section):
     alignment_bound: Annotated[float, Above(0)] | None = None
     """Largest gap in nats between a rollout log-prob and the trainer's, in the first update of a round;
     None: 0.02, with bfloat16 1.0."""
-    alignment_step_bound: Annotated[float, Above(0)] = 2.0
+    alignment_step_bound: Annotated[float, Above(0)] | None = None
     """Largest mean gap of a step in nats in the later updates of a round, when the student has moved; over at
-    least 8 tokens."""
+    least 8 tokens. None measures it and judges nothing: how far an honest student moves depends on its
+    learning rate."""
     teacher_cache_mib: Annotated[int, AtLeast(0)] = 1024
     """Memory for keeping the logits of teacher and reference over the epochs of a round, in MiB."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

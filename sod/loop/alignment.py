@@ -2,8 +2,8 @@
 
 A shifted mask, a token that was tokenised again or stale weights all show as a gap between the log-prob at
 sampling time and the trainer's. Before the first update of a round both come from the same weights, so the
-gap of every token must be rounding. Afterwards the student has moved on purpose; then the mean gap of every
-step must stay small, which a shift of one token already breaks.
+gap of every token must be rounding. Afterwards the student has moved on purpose; the mean gap of every
+step is measured then, and judged where the run says how far a student may move.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Canary:
             trainer by the log of the mass kept, at most -log(top_p).
         vocab_size: Columns of the logits that are real tokens.
         bound: Largest gap of a token in the first update of a round, nats.
-        step_bound: Largest mean gap of a step in the later ones, nats.
+        step_bound: Largest mean gap of a step in the later ones, nats; None measures it and judges nothing.
     """
 
     temperature: float
     top_p: float
     vocab_size: int
     bound: float
-    step_bound: float
+    step_bound: float | None
 
     def watch(self, trajectories: Sequence[Trajectory], *, is_first: bool) -> Watch:
         """Begin an update.
@@ -104,10 +104,12 @@ class Watch:
             means = means * lengths / lengths.clamp(min=MIN_STEP_TOKENS)
             self._judge(batch, recomputed, gaps, means[batch.row_steps], canary.step_bound)
 
-    def _judge(self, batch: Batch, recomputed: Tensor, gaps: Tensor, judged: Tensor, bound: float) -> None:
+    def _judge(
+        self, batch: Batch, recomputed: Tensor, gaps: Tensor, judged: Tensor, bound: float | None
+    ) -> None:
         largest = float(judged.max())
         self._largest = max(self._largest, largest)
-        if largest <= bound:
+        if bound is None or largest <= bound:
             return
         # Of the tokens that are judged worst, the one with the largest gap of its own.
         worst = int(torch.where(judged == judged.max(), gaps, -1.0).argmax())

@@ -247,6 +247,9 @@ def test_a_shifted_mask_is_found_in_a_later_update_too():
     wanted = r"trajectory 2 \(task .task2.\), turn \d, token \d .*mean gap of the step .*step_bound = 0.2"
     with pytest.raises(RolloutError, match=wanted):
         later.watch(trajectories, is_first=False)(batches[2], row_logits(student, batches[2]))
+    unjudged = canary(step_bound=None).watch(trajectories, is_first=False)
+    unjudged(batches[2], row_logits(student, batches[2]))
+    assert unjudged.metrics["alignment/step_gap_max"] > 0.2
 
 
 def test_log_probs_after_a_cut_pass_up_to_the_mass_that_it_took(parts):
