@@ -101,9 +101,11 @@ def vocab_report(
         The report.
 
     Raises:
-        TypeError: If num_examples is no integer.
+        TypeError: If vocab_map is no `VocabMap`, or num_examples no integer.
         ValueError: If the map knows no tokenizers, or a sample's id is out of range.
     """
+    if not isinstance(vocab_map, VocabMap):
+        raise TypeError(f"vocab_report: vocab_map is {type(vocab_map).__name__}; wanted a VocabMap.")
     tables = _unit_checks.check_has_tables("vocab_report", vocab_map)
     _checks.check_count("vocab_report", "num_examples", num_examples, at_least=0)
     columns = vocab_map.student_columns.tolist(), vocab_map.teacher_columns.tolist()

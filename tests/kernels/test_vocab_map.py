@@ -223,6 +223,11 @@ def test_fingerprints_tell_vocabularies_apart():
     assert len({each.fingerprint for each in tables}) == len(tables)
 
 
+def test_report_of_something_else_is_refused():
+    with pytest.raises(TypeError, match="vocab_report: vocab_map is str; wanted a VocabMap"):
+        vocab_report("qwen")
+
+
 def test_report_counts_and_names_what_does_not_match():
     report = vocab_report(worked_map())
     assert (report.num_student_tokens, report.num_teacher_tokens, report.num_shared) == (4, 5, 3)
