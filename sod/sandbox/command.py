@@ -14,7 +14,8 @@ from pathlib import Path
 
 _INSIDE = Path(__file__).parent / "inside"
 _START = (
-    "import sys; sys.path.insert(0, '/sandbox'); "
+    # The fork server turns the collector on again when it has imported what it needs.
+    "import gc, sys; gc.disable(); sys.path.insert(0, '/sandbox'); "
     "from sod.sandbox.inside.fork_server import serve; serve(int(sys.argv[1]))"
 )
 # Containers with a user namespace often map only the lower 65536.

@@ -53,6 +53,7 @@ _MAX_LEFT_ENTRIES = 1000
 _SESSION_CPU_S = 3600
 _COMMAND_FD = 3
 # What code often imports and the start has no time for.
+_IDLE_MS = 50
 _IMPORTED_WHEN_IDLE = (
     *("shutil", "pathlib", "typing", "dataclasses", "random", "datetime", "decimal", "fractions"),
     *("statistics", "heapq", "bisect", "string", "copy"),
@@ -77,7 +78,7 @@ def serve(control_fd: int) -> None:
     is_called.register(control, select.POLLIN)
     later = list(_IMPORTED_WHEN_IDLE)
     while not is_retiring:
-        while later and not is_called.poll(0):
+        while later and not is_called.poll(_IDLE_MS):
             importlib.import_module(later.pop(0))
             gc.freeze()
         message, descriptors, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, _NUM_DESCRIPTORS)
@@ -115,8 +116,8 @@ def _set_up(settings: dict[str, Any]) -> Limits:
     )
     _clean_up()
     # Objects made so far stay out of the collector, so that a child's collection does not copy their pages.
-    gc.collect()
     gc.freeze()
+    gc.enable()
     return limits
 
 

@@ -69,7 +69,8 @@ def _check_all() -> None:
     importlib.import_module("colorsys")
     for path in sys.path:
         if path.startswith("/sandbox/"):
-            os.listdir(path)
+            with os.scandir(path) as entries:
+                next(entries, None)
     os.close(os.open("/dev/null", os.O_RDWR))
     thread = threading.Thread(target=signal.raise_signal, args=(signal.SIGCONT,))
     thread.start()
