@@ -19,6 +19,15 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture
+def without_coverage(monkeypatch):
+    """Processes that the test starts are not traced, which doubles their time; others run the same lines.
+
+    Within a process the mark `no_cover` does so.
+    """
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture
 def clean_environment(tmp_path):
     """Environment for a process of its own in which Triton compiles: no interpreter, no shared cache."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -72,7 +72,9 @@ def flat(value):
     return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
 
 
-def test_sigkill_at_three_random_points_and_resume_is_the_unbroken_run(arithmetic, metric_rows, seeded):
+def test_sigkill_at_three_random_points_and_resume_is_the_unbroken_run(
+    without_coverage, arithmetic, metric_rows, seeded
+):
     straight = arithmetic.toml("straight")
     done = run(straight)
     assert done.returncode == 0, done.stderr

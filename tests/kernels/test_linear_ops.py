@@ -139,6 +139,7 @@ def _causal(statistics):
 _causal.is_causal = True
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("weighting", "single_sweep"),
     [(SodWeighting(), True), (TurnWeighting(min_turns=1), True), (_causal, True), (None, False)],
@@ -160,6 +161,7 @@ def test_compiled_equals_eager(weighting, single_sweep):
             torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.no_cover
 def test_compiled_by_inductor_as_a_module():
     torch._dynamo.reset()
     module = LinearStepKLLoss(weighting=SodWeighting(), chunk_size=4, backend="reference")

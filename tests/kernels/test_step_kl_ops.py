@@ -64,6 +64,7 @@ def _objective(student, teacher, ids, sampled, num_steps, weighting):
     return out.loss + 0.1 * out.student_log_probs.mean() - 0.01 * out.student_entropy.sum(), out.step_weights
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "weighting",
     [None, SodWeighting(), TurnWeighting(min_turns=1, mean_preserving=True)],
@@ -89,6 +90,7 @@ def test_compiled_equals_eager_with_changing_rows(weighting):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.no_cover
 def test_compiled_by_inductor_with_a_mask_and_a_module():
     torch._dynamo.reset()
     module = StepKLLoss(weighting=SodWeighting(), backend="reference")

@@ -52,7 +52,18 @@ def parse(output):
     return rows, [dict(zip(kernel_heads, line.split(), strict=True)) for line in tables[1][1:]]
 
 
-def test_every_variant_every_target_and_every_dtype_of_a_kernel_fits_the_budgets(clean_environment):
+def test_one_kernel_for_one_target(clean_environment):
+    result = run([*MODULE, "--kernel", "step_sums", "--target", "sm_90"], clean_environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows, kernels = parse(result.stdout)
+    assert {(row["kernel"], row["target"], row["verdict"]) for row in rows} == {("step_sums", "sm_90", "ok")}
+    assert {row["dtype"] for row in rows} == set(aot.DTYPES)
+    assert [each["kernel"] for each in kernels] == ["step_sums"]
+
+
+def test_every_variant_every_target_and_every_dtype_of_a_kernel_fits_the_budgets(
+    without_coverage, clean_environment
+):
     # `make aot` compiles the whole table.
     result = run([*MODULE, "--sample"], clean_environment)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -59,6 +59,7 @@ def _objective(student, pair, steps, options):
     return out.loss + 0.1 * out.unit_kl.sum(), out.step_weights
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "options",
     [
