@@ -15,6 +15,7 @@ from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.single import SingleSweepResult, run_single_sweep
+from sod_kernels.linear.sweep import ChunkSweep
 from sod_kernels.native import memory
 from sod_kernels.types import TokenGradients, TokenStats
 
@@ -29,7 +30,8 @@ _OPTIONS = (
     "SymInt num_steps, float student_scale, float teacher_scale, float reference_scale, "
     "float? student_softcap, float? teacher_softcap, float? reference_softcap, "
     "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, "
-    "SymInt chunk_size, str backend, str? tail, str? group, SymInt first_column, SymInt total_columns"
+    "SymInt chunk_size, str backend, str? tail, str? group, SymInt first_column, SymInt total_columns, "
+    "str function"
 )
 _OBJECTIVE = (
     "Tensor step_trajectory, Tensor? step_weights, Tensor? token_weights, Tensor? denominator, "
@@ -97,7 +99,7 @@ def _new_gradients(inputs: LinearInputs, wanted: Wanted) -> tuple[Tensor, Tensor
 
 def _run_forward(*arguments: Any) -> TokenStats:
     inputs, options, _ = _split(arguments)
-    return run_forward(inputs, options)
+    return run_forward(ChunkSweep(inputs, options))
 
 
 def _fake_forward(*arguments: Any) -> TokenStats:
@@ -108,7 +110,7 @@ def _fake_forward(*arguments: Any) -> TokenStats:
 def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     upstream = TokenGradients(*arguments[:4])
     inputs, options, (row_state, *wanted) = _split(arguments[4:])
-    return run_backward(upstream, inputs, options, row_state, Wanted(*wanted))
+    return run_backward(upstream, ChunkSweep(inputs, options), row_state, Wanted(*wanted))
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
