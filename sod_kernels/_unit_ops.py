@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sod_kernels import _dispatch
-from sod_kernels._op_registry import Op, refuse_double_backward, register
+from sod_kernels._op_registry import Op, register, register_gradient
 from sod_kernels._unit_scores import (
     Side,
     SpanTerms,
@@ -187,7 +187,7 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate, _setup_context)
-register(Op(_BACKWARD, _run_backward, _fake_backward), refuse_double_backward("unit_kl"))
+register_gradient(Op(_BACKWARD, _run_backward, _fake_backward), "unit_kl")
 
 unit_kl_forward = torch.ops.sod_kernels.unit_kl_forward
 unit_kl_backward = torch.ops.sod_kernels.unit_kl_backward

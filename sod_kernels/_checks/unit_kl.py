@@ -1,4 +1,4 @@
-"""Checks of the arguments of `unit_kl`."""
+"""Checks of the arguments of `unit_kl` and `linear_unit_kl`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sod_kernels._checks.hidden import check_head
 from sod_kernels._checks.values import (
     FLOAT_DTYPES,
     INTEGER_DTYPES,
@@ -48,17 +49,62 @@ def check_side(function: str, side: str, logits: Any, ids: Any, vocab_size: Any,
             f"{function}: {side}_logits has shape {tuple(logits.shape)}; wanted (rows, vocabulary), packed: "
             "the sides have different numbers of tokens."
         )
-    num_rows, width = logits.shape
-    check_tensor(function, f"{side}_ids", ids, shape=(num_rows,), dtypes=INTEGER_DTYPES, device=logits.device)
-    if vocab_size is None:
-        return int(width)
-    check_count(function, f"{side}_vocab_size", vocab_size, at_least=1)
-    if vocab_size > width:
+    _check_ids_of_rows(function, side, ids, logits)
+    return _vocab_size(function, side, vocab_size, logits.shape[1], f"the columns of {side}_logits")
+
+
+def check_head_side(
+    function: str,
+    side: str,
+    head: tuple[Any, Any, Any, Any, Any],
+    ids: Any,
+    vocab_size: Any,
+    *,
+    like: Tensor | None = None,
+) -> int:
+    """Check the output head and labels of one side.
+
+    Args:
+        function: Name for the message.
+        side: "student" or "teacher".
+        head: Hidden states (rows, H), weight (V, H), bias (V,) or None, logit scale, and softcap or None.
+        ids: (rows,) integer.
+        vocab_size: Valid rows of the weight, or None for all.
+        like: The student's hidden states, for the device; None for the student itself.
+
+    Returns:
+        Number of valid rows of the weight.
+
+    Raises:
+        TypeError: For a wrong type or dtype.
+        ValueError: For a wrong shape, device or size.
+    """
+    hidden = head[0]
+    device = None if like is None else like.device
+    check_tensor(function, f"{side}_hidden", hidden, dtypes=FLOAT_DTYPES, device=device)
+    if hidden.dim() != 2:
         raise ValueError(
-            f"{function}: {side}_vocab_size={vocab_size}; wanted at most {width}, the columns of "
-            f"{side}_logits."
+            f"{function}: {side}_hidden has shape {tuple(hidden.shape)}; wanted (rows, H), packed: the sides "
+            "have different numbers of tokens."
         )
-    return int(vocab_size)
+    check_head(function, side, *head, like=hidden)
+    _check_ids_of_rows(function, side, ids, hidden)
+    return _vocab_size(function, side, vocab_size, head[1].shape[0], f"the rows of {side}_weight")
+
+
+def _check_ids_of_rows(function: str, side: str, ids: Any, rows: Tensor) -> None:
+    check_tensor(
+        function, f"{side}_ids", ids, shape=(rows.shape[0],), dtypes=INTEGER_DTYPES, device=rows.device
+    )
+
+
+def _vocab_size(function: str, side: str, given: Any, width: int, what: str) -> int:
+    if given is None:
+        return width
+    check_count(function, f"{side}_vocab_size", given, at_least=1)
+    if given > width:
+        raise ValueError(f"{function}: {side}_vocab_size={given}; wanted at most {width}, {what}.")
+    return int(given)
 
 
 def check_map(

@@ -2,6 +2,7 @@
 
 from sod_kernels.functional.hidden import linear_step_kl
 from sod_kernels.functional.hidden_topk import linear_topk_step_kl
+from sod_kernels.functional.hidden_units import linear_unit_kl
 from sod_kernels.functional.log_probs import TokenLogProbs, token_log_probs
 from sod_kernels.functional.logits import step_kl
 from sod_kernels.functional.topk import topk_step_kl
@@ -11,6 +12,7 @@ __all__ = [
     "TokenLogProbs",
     "linear_step_kl",
     "linear_topk_step_kl",
+    "linear_unit_kl",
     "step_kl",
     "token_log_probs",
     "topk_step_kl",

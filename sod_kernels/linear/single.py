@@ -96,9 +96,9 @@ class _Gradients:
         if self.hidden is not None and self._sweep.group is not None:
             # Each rank has gone back through its own rows of the head.
             _collectives.add_up(self.hidden, self._sweep.group)
-        empty = self._sweep.rows.ranks.new_empty(0, dtype=self._sweep.dtype)
+        empty = self._sweep.rows.ranks.new_empty
         given = (self.hidden, self.sums.weight, self.sums.bias)
-        hidden, weight, bias = (empty if each is None else each for each in given)
+        hidden, weight, bias = (empty(0, dtype=self._sweep.dtype) if each is None else each for each in given)
         return hidden, weight, bias
 
 

@@ -149,8 +149,12 @@ def row_sweeps(options: LinearOptions, *, width: int, has_target: bool) -> RowSw
         return LoneSweeps(backend)
     group = options.group
     if options.tail is None:
-        return backend if group is None else ShardedSweeps(backend, group, width=width)
+        return (
+            backend
+            if group is None
+            else ShardedSweeps(backend, group, width=width, function=options.function)
+        )
     if group is None:
         return ListSweeps(backend, options.tail, vocab_size=options.vocab_size)
-    sharded = ShardedLogProbs(backend, options.first_column, group, width=width)
+    sharded = ShardedLogProbs(backend, options.first_column, group, width=width, function=options.function)
     return ListSweeps(sharded, options.tail, vocab_size=options.total_columns)
