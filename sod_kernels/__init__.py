@@ -17,7 +17,7 @@ from sod_kernels.functional import (
     unit_kl,
 )
 from sod_kernels.linear.policy import PolicyGradient
-from sod_kernels.linear_module import LinearStepKLLoss, LinearTopKStepKLLoss
+from sod_kernels.linear_module import LinearStepKLLoss, LinearTopKStepKLLoss, LinearUnitKLLoss
 from sod_kernels.modules import StepKLLoss, TopKStepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.token_bytes import TokenBytes
@@ -36,6 +36,7 @@ __all__ = [
     "BackendUnavailableError",
     "LinearStepKLLoss",
     "LinearTopKStepKLLoss",
+    "LinearUnitKLLoss",
     "PolicyGradient",
     "SampleCoverage",
     "SodWeighting",

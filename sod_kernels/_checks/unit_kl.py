@@ -156,8 +156,8 @@ def check_units(
             torch._assert_async((spans <= rows).all(), f"{function}: units.{side}_spans out of range")
         elif spans.numel() and int(spans[-1, 1]) > rows:
             raise ValueError(
-                f"{function}: units.{side}_spans ends at row {int(spans[-1, 1])}; {side}_logits has {rows} "
-                f"rows. Units count the {side}'s labels, of which row i of the logits scores id i."
+                f"{function}: units.{side}_spans ends at row {int(spans[-1, 1])}; {side}_ids has {rows} "
+                f"entries. Units count the {side}'s labels, of which row i scores id i."
             )
 
 
@@ -167,7 +167,7 @@ def check_unit_options(
     score: Any,
     unit_filter: Any,
     topk: Any,
-    num_shared: int,
+    num_shared: int | None,
     mask_first_token: Any,
     min_teacher_mass: Any,
 ) -> None:
@@ -178,7 +178,7 @@ def check_unit_options(
         score: One of `SCORES`.
         unit_filter: One of `UNIT_FILTERS`, or None.
         topk: From 1 to the number of shared columns, or None.
-        num_shared: Number of shared columns.
+        num_shared: Number of shared columns; None where it is not known yet.
         mask_first_token: Bool.
         min_teacher_mass: Above 0 and at most 1, or None.
 
@@ -191,7 +191,7 @@ def check_unit_options(
         check_choice(function, "unit_filter", unit_filter, UNIT_FILTERS)
     if topk is not None:
         check_count(function, "topk", topk, at_least=1)
-        if topk > num_shared:
+        if num_shared is not None and topk > num_shared:
             raise ValueError(
                 f"{function}: topk={topk}; wanted at most {num_shared}, the shared columns, or None for all."
             )

@@ -15,7 +15,6 @@ from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.single import SingleSweepResult, run_single_sweep
-from sod_kernels.linear.sweep import ChunkSweep
 from sod_kernels.native import memory
 from sod_kernels.types import TokenGradients, TokenStats
 
@@ -101,7 +100,7 @@ def _new_gradients(inputs: LinearInputs, wanted: Wanted) -> tuple[Tensor, Tensor
 
 def _run_forward(*arguments: Any) -> TokenStats:
     inputs, options, _ = _split(arguments)
-    return run_forward(ChunkSweep(inputs, options))
+    return run_forward(inputs, options)
 
 
 def _fake_forward(*arguments: Any) -> TokenStats:
@@ -112,7 +111,7 @@ def _fake_forward(*arguments: Any) -> TokenStats:
 def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     upstream, (row_state, *wanted) = TokenGradients(*arguments[:4]), arguments[4:_NUM_GIVEN]
     inputs, options, _ = _split(arguments[_NUM_GIVEN:])
-    return run_backward(upstream, ChunkSweep(inputs, options), row_state, Wanted(*wanted))
+    return run_backward(upstream, inputs, options, row_state, Wanted(*wanted))
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

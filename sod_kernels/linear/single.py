@@ -58,8 +58,8 @@ class _Pending:
 class _Gradients:
     """Where the gradients of chunks go."""
 
-    def __init__(self, sweep: ChunkSweep, wanted: Wanted) -> None:
-        self._sweep, self._wanted = sweep, wanted
+    def __init__(self, sweep: ChunkSweep, wanted: Wanted, group: str | None) -> None:
+        self._sweep, self._wanted, self._group = sweep, wanted, group
         student = sweep.heads.student
         self.sums = HeadGradients(student, wanted, sweep.dtype)
         self.hidden = torch.zeros_like(student.hidden, dtype=sweep.dtype) if wanted.hidden else None
@@ -93,9 +93,9 @@ class _Gradients:
 
     def finished(self) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of hidden states, weight and bias, after the walk; (0,) where not wanted."""
-        if self.hidden is not None and self._sweep.group is not None:
+        if self.hidden is not None and self._group is not None:
             # Each rank has gone back through its own rows of the head.
-            _collectives.add_up(self.hidden, self._sweep.group)
+            _collectives.add_up(self.hidden, self._group)
         empty = self._sweep.rows.ranks.new_empty
         given = (self.hidden, self.sums.weight, self.sums.bias)
         hidden, weight, bias = (empty(0, dtype=self._sweep.dtype) if each is None else each for each in given)
@@ -147,7 +147,7 @@ class SingleSweep:
         )
         self.ledger = TokenLedger(self.sweep, has_row_state=has_row_state)
         self.running = RunningWeights(options.function, objective, self.sweep, self.ledger)
-        self.gradients = _Gradients(self.sweep, wanted)
+        self.gradients = _Gradients(self.sweep, wanted, options.group)
         self._objective = objective
         self.token_weights, self._advantages, self._old = (
             None if each is None else self.sweep.rows.pick(each).to(self.sweep.dtype)

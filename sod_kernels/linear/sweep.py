@@ -23,7 +23,6 @@ class ChunkSweep:
         rows: The rows in a step, in the order of the walk.
         dtype: Of chunk logits and token outputs.
         chunks: What is walked.
-        group: Name of the process group, None without one.
         state_width: Columns of the row state.
     """
 
@@ -50,7 +49,6 @@ class ChunkSweep:
                 caller chose the chunks, they grow to the end of a step where that takes less memory.
         """
         self.heads: Heads = make_heads(inputs, options)
-        self.group = options.group
         self.dtype = inputs.dtype
         self._width = options.vocab_size
         self._spec = options._replace(vocab_size=self._width + self.num_extra).spec

@@ -160,7 +160,7 @@ def _run_forward(*arguments: Any) -> UnitOpOutputs:
     units = LinearUnits(tensors, options)
     scores = units.score()
     inputs, row_options, make_sweep = units.over_columns(*scores)
-    return _name_outputs(run_forward(make_sweep(inputs, row_options)), *scores)
+    return _name_outputs(run_forward(inputs, row_options, make_sweep=make_sweep), *scores)
 
 
 def _fake_forward(*arguments: Any) -> UnitOpOutputs:
@@ -190,9 +190,11 @@ def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     nothing = torch.zeros_like(grad)
     of_units = run_backward(
         TokenGradients(grad, nothing[:0], nothing[:0], nothing),
-        make_sweep(inputs, row_options),
+        inputs,
+        row_options,
         outputs.unit_state,
         wanted,
+        make_sweep=make_sweep,
     )
     return units.finish_gradients(of_units, grad, outputs, wanted)
 

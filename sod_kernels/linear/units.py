@@ -27,7 +27,6 @@ from sod_kernels._unit_scores import (
 from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Head, Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions
-from sod_kernels.linear.sweep import ChunkSweep
 from sod_kernels.linear.unit_sweep import UnitColumns, UnitSweep
 from sod_kernels.types import RowState, TokenGradients
 from sod_kernels.unit_types import UnitOpOutputs
@@ -171,7 +170,7 @@ class LinearUnits:
     def _score_side(self, head: Head, side: Side, measures_all: bool) -> SideScores:
         options, kinds = self._options, self._tensors.kinds
         is_measured = measured_rows(side, kinds, options.score, measures_all=measures_all)
-        lse = run_forward(self._row_sweep(head, side, is_measured)).row_state[:, RowState.STUDENT_LSE]
+        lse = run_forward(*self._over_rows(head, side, is_measured)).row_state[:, RowState.STUDENT_LSE]
         is_labelled = labelled_rows(side, kinds, measures_all=measures_all)
         label_logits = _label_logits(head, side, is_labelled, self.dtype)
         scores = span_scores(
@@ -180,8 +179,8 @@ class LinearUnits:
         # A column like the others: rounded once, so that value and gradient are those of the same number.
         return SideScores(lse.clone(), label_logits, scores.to(self.dtype).double())
 
-    def _row_sweep(self, head: Head, side: Side, is_walked: Tensor) -> ChunkSweep:
-        """A walk over some whole rows of one side."""
+    def _over_rows(self, head: Head, side: Side, is_walked: Tensor) -> tuple[LinearInputs, LinearOptions]:
+        """Inputs and options of a walk over some whole rows of one side."""
         inputs = LinearInputs(
             student_hidden=head.hidden,
             student_weight=head.weight,
@@ -195,7 +194,7 @@ class LinearUnits:
             step_ids=torch.where(is_walked, 0, -1),
             sampled_ids=torch.where(is_walked, side.ids, 0),
         )
-        return ChunkSweep(inputs, self._linear_options(head, None, side.vocab_size, num_steps=1))
+        return inputs, self._linear_options(head, None, side.vocab_size, num_steps=1)
 
     def _linear_options(
         self, student: Head, teacher: Head | None, vocab_size: int, *, num_steps: int
@@ -295,7 +294,8 @@ class LinearUnits:
         upstream = TokenGradients(nothing, nothing[:0], -rows.dense.to(self.dtype), nothing)
         lse = outputs.student_lse
         state = torch.stack((lse, torch.zeros_like(lse)), -1)
-        totals = run_backward(upstream, self._row_sweep(head, self._student, is_walked), state, wanted)
+        row_inputs = self._over_rows(head, self._student, is_walked)
+        totals = run_backward(upstream, *row_inputs, state, wanted)
         homes = (tensors.student_spans[:, 0], tensors.student_columns, tensors.student_columns)
         for total, part, home, is_wanted in zip(totals, of_units, homes, wanted, strict=True):
             if is_wanted:
