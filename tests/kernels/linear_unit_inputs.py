@@ -52,5 +52,5 @@ def through_logits(pair, heads, *, scales=None, softcaps=None, dtype=torch.float
     return run(replace(pair, student=student, teacher=teacher), **options)
 
 
-def gradients(loss, heads):
-    return torch.autograd.grad(loss, [each for each in learned(heads) if each.requires_grad])
+def gradients(loss, heads, **options):
+    return torch.autograd.grad(loss, [each for each in learned(heads) if each.requires_grad], **options)

@@ -30,7 +30,7 @@ def assert_equal(ours, wanted, heads, *, rtol=1e-9, atol=1e-11):
         if one is not None:
             torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=atol, msg=name)
     torch.testing.assert_close(ours.loss.double(), wanted.loss.double(), rtol=rtol, atol=atol)
-    pairs = zip(gradients(ours.loss, heads), gradients(wanted.loss, heads), strict=True)
+    pairs = zip(gradients(ours.loss, heads), gradients(wanted.loss, heads, retain_graph=True), strict=True)
     for one, other in pairs:
         assert other.any()
         torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=atol)
@@ -68,7 +68,7 @@ def test_scales_softcaps_and_biases(score, divergence):
         {"topk": 5},
         {"topk": 4, "mask_first_token": True, "weighting": SodWeighting()},
         {"unit_filter": "one_to_one"},
-        {"min_teacher_mass": 0.4},
+        {"min_teacher_mass": 0.1},
         {"step_divergence": "abs_log_ratio", "weighting": SodWeighting()},
         {"step_divergence": "abs_log_ratio"},
         {"weighting": TurnWeighting(min_turns=2)},
@@ -76,7 +76,7 @@ def test_scales_softcaps_and_biases(score, divergence):
         {"weighting": lambda statistics: 1.0 / (1.0 + statistics.divergence)},
         {"token_weights": torch.linspace(0, 2, 15).double(), "reduction": "step_mean"},
         {"reduction": "sequence_mean", "step_trajectory": torch.tensor([0, 1, 1])},
-        {"reduction": "sum", "denominator": 3.0, "weighting": SodWeighting(delta=0.5)},
+        {"reduction": "sum", "weighting": SodWeighting(delta=0.5)},
         {"denominator": torch.tensor(7.0)},
     ],
     ids=str,
@@ -102,12 +102,11 @@ def test_steps_that_wait_for_their_weight_and_steps_out_of_order():
 def test_two_sweeps_take_any_upstream_gradient(reduction):
     pair, heads = make_case()
     factors = torch.linspace(-1, 2, 8).double()
-    results = []
-    for out in (
+    both = (
         run_linear(pair, heads, single_sweep=False, reduction=reduction, chunk_size=3),
         through_logits(pair, heads, reduction=reduction),
-    ):
-        results.append(gradients(out.loss.sum() + (factors * out.unit_kl).sum(), heads))
+    )
+    results = [gradients(out.loss.sum() + (factors * out.unit_kl).sum(), heads) for out in both]
     for ours, wanted in zip(*results, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-11)
 
@@ -168,18 +167,16 @@ def test_no_units(single_sweep):
     assert out.step_tokens.tolist() == [15]
 
 
-@pytest.mark.parametrize("single_sweep", [True, False])
-@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+@pytest.mark.parametrize(("backend", "single_sweep"), [("native", True), ("native", False), ("triton", True)])
 def test_float32_stays_within_rounding_of_unit_kl(backend, single_sweep):
     if backend == "triton" and not HAS_TRITON:
         pytest.skip("no Triton here")
     pair, heads = make_case(dtype=torch.float32, has_bias=True)
-    options = {"divergence": "jsd", "step_ids": STEPS, "weighting": SodWeighting()}
+    # The interpreter takes a tenth of a second per program.
+    steps = STEPS if backend == "native" else torch.tensor([0] * 5 + [-1] * 10)
+    options = {"divergence": "reverse_kl", "step_ids": steps, "weighting": SodWeighting()}
     wanted = through_logits(pair, heads, **options)
-    chunk_size = 8 if backend == "triton" else 3
-    ours = run_linear(
-        pair, heads, backend=backend, chunk_size=chunk_size, single_sweep=single_sweep, **options
-    )
+    ours = run_linear(pair, heads, backend=backend, chunk_size=3, single_sweep=single_sweep, **options)
     assert ours.backend == backend
     assert ours.unit_kl.dtype == torch.float32
     assert_equal(ours, wanted, heads, rtol=1e-5, atol=1e-6)
