@@ -16,6 +16,7 @@ from sod_kernels.functional.unit_batch import Labels, UnitBatch, UnitChoice, res
 from sod_kernels.functional.unit_output import count_tokens, finish_units, read_units, unit_weights
 from sod_kernels.linear import unit_ops
 from sod_kernels.linear.heads import Head
+from sod_kernels.linear.modes import optional_float
 from sod_kernels.linear.unit_ops import UnitLossOutputs, UnitObjective
 from sod_kernels.linear.units import LinearUnitOptions, LinearUnitTensors
 from sod_kernels.types import StepStatistics
@@ -198,8 +199,12 @@ def _is_known_in_time(weighting: Weighting, step_divergence: str) -> bool:
 def _tensors(student: Head, teacher: Head, batch: UnitBatch) -> LinearUnitTensors:
     columns = batch.space.columns
     return LinearUnitTensors(
-        *student[:3],
-        *(None if each is None else each.detach() for each in teacher[:3]),  # type: ignore[arg-type]
+        student_hidden=student.hidden,
+        student_weight=student.weight,
+        student_bias=student.bias,
+        teacher_hidden=teacher.hidden.detach(),
+        teacher_weight=teacher.weight.detach(),
+        teacher_bias=None if teacher.bias is None else teacher.bias.detach(),
         student_ids=batch.student.ids,
         teacher_ids=batch.teacher.ids,
         student_spans=batch.student.spans,
@@ -221,17 +226,18 @@ def _numbers(
     chunk_size: int | None,
 ) -> LinearUnitOptions:
     spec = options.spec(1)
-    scales = (float(head.scale) for head in heads)
-    softcaps = (None if head.softcap is None else float(head.softcap) for head in heads)
+    student, teacher = heads
     return LinearUnitOptions(
-        batch.layout.num_steps,
-        choice.score,
-        batch.measures_student,
-        batch.measures_teacher,
-        batch.student.vocab_size,
-        batch.teacher.vocab_size,
-        *scales,
-        *softcaps,
+        num_steps=batch.layout.num_steps,
+        score=choice.score,
+        measures_student=batch.measures_student,
+        measures_teacher=batch.measures_teacher,
+        student_vocab_size=batch.student.vocab_size,
+        teacher_vocab_size=batch.teacher.vocab_size,
+        student_scale=float(student.scale),
+        teacher_scale=float(teacher.scale),
+        student_softcap=optional_float(student.softcap),
+        teacher_softcap=optional_float(teacher.softcap),
         divergence=spec.divergence,
         beta=float(spec.beta),
         temperature=batch.temperature,
