@@ -7,13 +7,17 @@ out.loss.backward()
 from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
 from sod_kernels.alignment import AlignmentError, align_units
 from sod_kernels.functional import (
+    CROSS_TOKENIZER_LOSSES,
     TokenLogProbs,
+    alm_unit_loss,
+    gold_unit_loss,
     linear_step_kl,
     linear_topk_step_kl,
     linear_unit_kl,
     step_kl,
     token_log_probs,
     topk_step_kl,
+    uld_unit_loss,
     unit_kl,
 )
 from sod_kernels.linear.policy import PolicyGradient
@@ -31,6 +35,7 @@ from sod_kernels.weighting import SodWeighting, TurnWeighting, sod_weights, tdur
 __version__ = "0.1.0"
 
 __all__ = [
+    "CROSS_TOKENIZER_LOSSES",
     "AlignmentError",
     "BackendStatus",
     "BackendUnavailableError",
@@ -53,7 +58,9 @@ __all__ = [
     "VocabReport",
     "__version__",
     "align_units",
+    "alm_unit_loss",
     "backends",
+    "gold_unit_loss",
     "linear_step_kl",
     "linear_topk_step_kl",
     "linear_unit_kl",
@@ -65,6 +72,7 @@ __all__ = [
     "token_bytes",
     "token_log_probs",
     "topk_step_kl",
+    "uld_unit_loss",
     "unit_kl",
     "vocab_report",
 ]

@@ -235,8 +235,10 @@ def gold_unit_loss(
     weight = vocab_map.num_shared / teacher.shape[-1] if matched_weight is None else matched_weight
     if weight == 1.0:
         return frame.finish(matched, entropy)
-    others = (formulas.without_columns(*each) for each in zip((student, teacher), columns, strict=True))
-    return frame.finish(weight * matched + (1.0 - weight) * formulas.sorted_distance(*others, None), entropy)
+    distance = formulas.sorted_distance(
+        formulas.without_columns(student, columns[0]), formulas.without_columns(teacher, columns[1]), None
+    )
+    return frame.finish(weight * matched + (1.0 - weight) * distance, entropy)
 
 
 def alm_unit_loss(
@@ -343,6 +345,7 @@ def alm_unit_loss(
     return frame.finish(loss, entropy, paths=(student.detach(), teacher))
 
 
+# Losses over units by name, all called alike: logits, units, map, ids, and the keywords that they share.
 CROSS_TOKENIZER_LOSSES: Mapping[str, Callable[..., UnitKLOutput]] = MappingProxyType(
     {
         "simct": unit_kl,

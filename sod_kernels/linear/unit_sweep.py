@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class UnitSweep(ChunkSweep):
     num_extra = 1
 
     def __init__(
-        self, inputs: LinearInputs, options: LinearOptions, *, columns: UnitColumns, **plan: bool | int
+        self, inputs: LinearInputs, options: LinearOptions, *, columns: UnitColumns, **plan: Any
     ) -> None:
         """Plan the walk and allocate the buffers.
 
