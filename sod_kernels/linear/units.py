@@ -28,6 +28,7 @@ from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Head, Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions
 from sod_kernels.linear.unit_sweep import UnitColumns, UnitSweep
+from sod_kernels.native import memory
 from sod_kernels.types import RowState, TokenGradients
 from sod_kernels.unit_types import UnitOpOutputs
 
@@ -234,7 +235,7 @@ class LinearUnits:
         picked = [
             (
                 head.hidden.index_select(0, spans[:, 0]),
-                head.weight.index_select(0, columns),
+                _selected(head.weight, columns),
                 None if head.bias is None else head.bias.index_select(0, columns),
             )
             for head, spans, columns in zip(
@@ -305,6 +306,12 @@ class LinearUnits:
         label_logits = outputs.student_label_logits
         _add_labels(totals, head, self._student, per_label, label_logits, options.temperature)
         return totals
+
+
+def _selected(weight: Tensor, columns: Tensor) -> Tensor:
+    """(C, H) the shared rows of a head, as large as most of it."""
+    out = memory.empty((columns.shape[0], weight.shape[1]), weight.dtype, weight.device)
+    return torch.index_select(weight, 0, columns, out=out)
 
 
 def _widened(head: Head, dtype: torch.dtype) -> Head:
