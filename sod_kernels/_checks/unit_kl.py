@@ -92,6 +92,23 @@ def check_head_side(
     return _vocab_size(function, side, vocab_size, head[1].shape[0], f"the rows of {side}_weight")
 
 
+def check_may_plan_units(function: str, ids: Tensor) -> None:
+    """Refuse to wait for the device where that is impossible.
+
+    Args:
+        function: Name for the message.
+        ids: Wherever the batch is.
+
+    Raises:
+        ValueError: Under CUDA-graph capture.
+    """
+    if ids.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise ValueError(
+            f"{function}: called while a CUDA graph is captured, but its chunks are planned on the host, "
+            "which waits for the units. Call it outside of the graph."
+        )
+
+
 def _check_ids_of_rows(function: str, side: str, ids: Any, rows: Tensor) -> None:
     check_tensor(
         function, f"{side}_ids", ids, shape=(rows.shape[0],), dtypes=INTEGER_DTYPES, device=rows.device

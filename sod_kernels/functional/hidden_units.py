@@ -170,6 +170,7 @@ def linear_unit_kl(
             ),
         ),
     )
+    checks.check_may_plan_units(_NAME, student_ids)
     batch = resolve_units(
         options,
         choice,

@@ -1,10 +1,13 @@
 """Messages of `linear_unit_kl` and `LinearUnitKLLoss` for bad input that `unit_kl` does not have too."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from linear_unit_inputs import make_case
 
 from sod_kernels import LinearUnitKLLoss, linear_unit_kl
+from sod_kernels._checks import unit_kl as checks
 
 PAIR, HEADS = make_case(dtype=torch.float32)
 H, W = HEADS["student_hidden"].detach(), HEADS["student_weight"].detach()
@@ -68,3 +71,15 @@ def test_bad_input_is_named(changes, error, message):
 def test_modules_check_their_options_when_made(options, error, message):
     with pytest.raises(error, match=f"^LinearUnitKLLoss: {message}"):
         LinearUnitKLLoss(**options)
+
+
+def test_no_graph_is_captured_that_would_have_to_wait(monkeypatch):
+    ids = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    checks.check_may_plan_units("linear_unit_kl", ids)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    checks.check_may_plan_units("linear_unit_kl", PAIR.student_ids)
+    with pytest.raises(
+        ValueError, match=r"^linear_unit_kl: called while a CUDA graph is captured, .* outside"
+    ):
+        checks.check_may_plan_units("linear_unit_kl", ids)

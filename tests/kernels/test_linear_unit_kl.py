@@ -127,6 +127,44 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen, single_sw
     assert torch.equal(alone.loss, ours.loss.detach())
 
 
+@pytest.mark.parametrize("single_sweep", [True, False])
+def test_rows_outside_compared_units_are_not_read(single_sweep):
+    pair, heads = make_case()
+    steps = torch.tensor([0] * 11 + [-1] * 4)
+    options = {"step_ids": steps, "single_sweep": single_sweep, "chunk_size": 3}
+    wanted = run_linear(pair, heads, **options)
+    compared = wanted.unit_steps >= 0
+    assert 0 < int(compared.sum()) < len(compared)
+    spans = (pair.units.student_spans, pair.units.teacher_spans)
+    for model, of_units in zip(("student", "teacher"), spans, strict=True):
+        hidden = torch.full_like(heads[f"{model}_hidden"], torch.nan)
+        for start, end in of_units[compared].tolist():
+            hidden[start:end] = heads[f"{model}_hidden"].detach()[start:end]
+        heads[f"{model}_hidden"] = hidden.requires_grad_(model == "student")
+    out = run_linear(pair, heads, **options)
+    assert torch.equal(out.unit_kl, wanted.unit_kl)
+    hidden, weight = gradients(out.loss, heads)
+    assert weight.isfinite().all()
+    is_outside = heads["student_hidden"].isnan().any(-1)
+    assert not hidden[is_outside].any()
+    assert hidden[~is_outside].any(-1).all()
+
+
+def test_columns_that_a_bias_takes_out():
+    pair, heads = make_case(has_bias=True)
+    # No token of either side, so that no span is excluded with it.
+    is_free = ~torch.isin(pair.vocab_map.student_columns, pair.student_ids)
+    is_free &= ~torch.isin(pair.vocab_map.teacher_columns, pair.teacher_ids)
+    free = int(is_free.nonzero()[0])
+    column, other = pair.vocab_map.student_columns[free], pair.vocab_map.teacher_columns[free]
+    with torch.no_grad():
+        heads["student_bias"][column] = -torch.inf
+        heads["teacher_bias"][other] = -torch.inf
+    for single_sweep in (True, False):
+        ours = run_linear(pair, heads, chunk_size=3, single_sweep=single_sweep)
+        assert_equal(ours, through_logits(pair, heads), heads)
+
+
 def test_padding_rows_of_the_heads_get_no_gradient_and_do_not_count():
     pair, heads = make_case(has_bias=True)
     wanted = through_logits(pair, heads)
