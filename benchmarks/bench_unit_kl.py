@@ -1,6 +1,6 @@
 """`unit_kl` over two large vocabularies, against the plain dense formulation, in one run on the CPU.
 
-    python -m benchmarks.bench_unit_kl [--output results.json]
+    python -m benchmarks.bench_unit_kl [--output results.json] [--hidden 512 1024]
 
 Plain is what a paper's code writes down: one row of scores per unit and side in a list, padded with -1e9 to a
 column for each span of the batch, stacked, log-softmax on both sides, the sum, and autograd backward. Both
@@ -9,6 +9,12 @@ both must agree with each other before anything is timed.
 
 Least traffic of our side, per unit of C shared columns and b bytes: 2 C b forward; 3 C b and one written row
 of the student's vocabulary backward.
+
+With `--hidden`, the sizes of student and teacher, the same units come from hidden states and heads instead:
+`linear_unit_kl` against `unit_kl` on logits that the heads have made, gradients of hidden states and head
+with both. Least products of the former: U C (H + H of the teacher) forward and 2 U C H backward, and for the
+rows of spans of several tokens, R and R of the teacher, 4 R V H and R V H of the teacher; of the latter all
+rows with all columns, N V (3 H) + M V (H of the teacher).
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +33,7 @@ from torch import Tensor
 
 from benchmarks.device import make_device
 from benchmarks.timing import Timing, time_in_turns
-from sod_kernels import Units, VocabMap, unit_kl
+from sod_kernels import Units, VocabMap, linear_unit_kl, unit_kl
 
 STUDENT_SIZE, TEACHER_SIZE, NUM_SHARED = 128_256, 151_936, 100_000
 # One unit in 16 has a span of two tokens on one side or on both.
@@ -46,6 +52,33 @@ class Batch:
     teacher_ids: Tensor
     units: Units
     vocab_map: VocabMap
+
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        """What gets a gradient."""
+        return (self.student,)
+
+    def contestants(self) -> dict[str, Callable[[Any], Tensor]]:
+        """Ours first."""
+        return {"unit_kl": our_loss, "plain": plain_loss}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenBatch:
+    """Hidden states and heads in the place of a batch's logits, which are not read."""
+
+    batch: Batch
+    student: tuple[Tensor, Tensor]
+    teacher: tuple[Tensor, Tensor]
+
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        """What gets a gradient."""
+        return self.student
+
+    def contestants(self) -> dict[str, Callable[[Any], Tensor]]:
+        """Ours first."""
+        return {"linear_unit_kl": linear_loss, "through_logits": through_logits_loss}
 
 
 def make_batch(num_units: int, sizes: tuple[int, int], num_shared: int) -> Batch:
@@ -113,18 +146,48 @@ def our_loss(batch: Batch) -> Tensor:
     ).loss
 
 
-def with_gradient(loss: Callable[[Batch], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-    """Loss and the student's gradient."""
+def make_hidden(batch: Batch, sizes: tuple[int, int]) -> HiddenBatch:
+    """Draw hidden states and heads for the units of a batch."""
+    generator = torch.Generator().manual_seed(1)
+    heads = []
+    for logits, size in zip((batch.student, batch.teacher), sizes, strict=True):
+        rows, columns = logits.shape
+        hidden = torch.randn(rows, size, generator=generator)
+        heads.append((hidden, 3 * size**-0.5 * torch.randn(columns, size, generator=generator)))
+    student, teacher = heads
+    return HiddenBatch(
+        batch=batch, student=(student[0].requires_grad_(), student[1].requires_grad_()), teacher=teacher
+    )
+
+
+def linear_loss(hidden: HiddenBatch) -> Tensor:
+    """One call."""
+    batch = hidden.batch
+    labels = {"student_ids": batch.student_ids, "teacher_ids": batch.teacher_ids}
+    return linear_unit_kl(*hidden.student, *hidden.teacher, batch.units, batch.vocab_map, **labels).loss
+
+
+def through_logits_loss(hidden: HiddenBatch) -> Tensor:
+    """The logits of the whole batch, as models make them, and one call."""
+    student, teacher = (states @ weight.T for states, weight in (hidden.student, hidden.teacher))
+    return our_loss(replace(hidden.batch, student=student, teacher=teacher))
+
+
+def with_gradient(
+    loss: Callable[[Any], Tensor], batch: Batch | HiddenBatch
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Loss and the student's gradients."""
     value = loss(batch)
-    return value.detach(), torch.autograd.grad(value, batch.student)[0]
+    return value.detach(), torch.autograd.grad(value, batch.learned)
 
 
-def check(batch: Batch) -> dict[str, float]:
+def check(batch: Batch | HiddenBatch) -> dict[str, float]:
     """Raise unless both agree; by how much they differ."""
-    ours, plain = (with_gradient(loss, batch) for loss in (our_loss, plain_loss))
+    ours, plain = (with_gradient(loss, batch) for loss in batch.contestants().values())
+    pairs = zip(ours[1], plain[1], strict=True)
     gap = {
         "loss": float((ours[0] - plain[0]).abs() / plain[0]),
-        "gradient": float((ours[1] - plain[1]).norm() / plain[1].norm()),
+        "gradient": max(float((one - other).norm() / other.norm()) for one, other in pairs),
     }
     for name, allowed in AGREEMENT.items():
         if not gap[name] <= allowed:
@@ -132,10 +195,10 @@ def check(batch: Batch) -> dict[str, float]:
     return gap
 
 
-def measure(batch: Batch, budget_s: float) -> list[dict[str, Any]]:
+def measure(batch: Batch | HiddenBatch, budget_s: float) -> list[dict[str, Any]]:
     """Memory, then times in turns, of both formulations with the gradient."""
     device = make_device("cpu")
-    contestants = {"unit_kl": our_loss, "plain": plain_loss}
+    contestants = batch.contestants()
     calls = {name: lambda loss=loss: with_gradient(loss, batch) for name, loss in contestants.items()}
     peaks = {}
     for name, call in calls.items():
@@ -143,7 +206,7 @@ def measure(batch: Batch, budget_s: float) -> list[dict[str, Any]]:
         call()
         peaks[name] = device.peak_extra_bytes(call)[0]
     timings = time_in_turns(calls, device, budget_s=budget_s)
-    gradient = batch.student.numel() * batch.student.element_size()
+    gradient = sum(each.numel() * each.element_size() for each in batch.learned)
     return [record(name, timings[name], peaks[name], gradient) for name in contestants]
 
 
@@ -165,16 +228,25 @@ def main() -> None:
     )
     parser.add_argument("--units", type=int, default=128, help="units in the batch")
     parser.add_argument("--shared", type=int, default=NUM_SHARED, help="columns that both have")
+    parser.add_argument(
+        "--hidden",
+        type=int,
+        nargs=2,
+        metavar=("STUDENT", "TEACHER"),
+        help="hidden sizes: compare from hidden states",
+    )
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of timing")
     parser.add_argument("--output", type=Path, help="file for the record; it is printed either way")
     options = parser.parse_args()
     batch = make_batch(options.units, (STUDENT_SIZE, TEACHER_SIZE), options.shared)
-    gap = check(batch)
-    rows = measure(batch, options.budget)
+    compared = make_hidden(batch, tuple(options.hidden)) if options.hidden else batch
+    gap = check(compared)
+    rows = measure(compared, options.budget)
     ours, plain = rows
     result = {
         "shape": [*batch.student.shape, *batch.teacher.shape, options.shared],
         "units": options.units,
+        "hidden": options.hidden,
         "agreement": gap,
         "device": make_device("cpu").name(),
         "threads": torch.get_num_threads(),

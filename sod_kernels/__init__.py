@@ -7,16 +7,21 @@ out.loss.backward()
 from sod_kernels._dispatch import BackendStatus, BackendUnavailableError, backends
 from sod_kernels.alignment import AlignmentError, align_units
 from sod_kernels.functional import (
+    CROSS_TOKENIZER_LOSSES,
     TokenLogProbs,
+    alm_unit_loss,
+    gold_unit_loss,
     linear_step_kl,
     linear_topk_step_kl,
+    linear_unit_kl,
     step_kl,
     token_log_probs,
     topk_step_kl,
+    uld_unit_loss,
     unit_kl,
 )
 from sod_kernels.linear.policy import PolicyGradient
-from sod_kernels.linear_module import LinearStepKLLoss, LinearTopKStepKLLoss
+from sod_kernels.linear_module import LinearStepKLLoss, LinearTopKStepKLLoss, LinearUnitKLLoss
 from sod_kernels.modules import StepKLLoss, TopKStepKLLoss
 from sod_kernels.segments import step_means, steps_from_mask
 from sod_kernels.token_bytes import TokenBytes
@@ -30,11 +35,13 @@ from sod_kernels.weighting import SodWeighting, TurnWeighting, sod_weights, tdur
 __version__ = "0.1.0"
 
 __all__ = [
+    "CROSS_TOKENIZER_LOSSES",
     "AlignmentError",
     "BackendStatus",
     "BackendUnavailableError",
     "LinearStepKLLoss",
     "LinearTopKStepKLLoss",
+    "LinearUnitKLLoss",
     "PolicyGradient",
     "SampleCoverage",
     "SodWeighting",
@@ -51,9 +58,12 @@ __all__ = [
     "VocabReport",
     "__version__",
     "align_units",
+    "alm_unit_loss",
     "backends",
+    "gold_unit_loss",
     "linear_step_kl",
     "linear_topk_step_kl",
+    "linear_unit_kl",
     "sod_weights",
     "step_kl",
     "step_means",
@@ -62,6 +72,7 @@ __all__ = [
     "token_bytes",
     "token_log_probs",
     "topk_step_kl",
+    "uld_unit_loss",
     "unit_kl",
     "vocab_report",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sod_kernels import _dispatch
-from sod_kernels._op_registry import Op, refuse_double_backward, register
+from sod_kernels._op_registry import Op, register, register_gradient
 from sod_kernels.types import DivergenceSpec, RowState, TokenGradients, TokenInputs, TokenStats
 
 OPTIONS = "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, str backend"
@@ -102,7 +102,7 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate, _setup_context)
-register(Op(_BACKWARD, _run_backward, _fake_backward), refuse_double_backward("step_kl"))
+register_gradient(Op(_BACKWARD, _run_backward, _fake_backward), "step_kl")
 
 step_kl_forward = torch.ops.sod_kernels.step_kl_forward
 step_kl_backward = torch.ops.sod_kernels.step_kl_backward

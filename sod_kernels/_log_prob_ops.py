@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from sod_kernels import _dispatch
-from sod_kernels._op_registry import Op, refuse_double_backward, register
+from sod_kernels._op_registry import Op, register, register_gradient
 from sod_kernels.types import LogProbGradients, LogProbInputs, LogProbStats
 
 _INPUTS = "Tensor student_logits, Tensor step_ids, Tensor ids"
-_OPTIONS = "float temperature, SymInt vocab_size"
+_OPTIONS = "float temperature, SymInt vocab_size, str backend, str function"
 _FORWARD = (
-    f"log_probs_forward({_INPUTS}, {_OPTIONS}, str backend) -> (Tensor log_probs, Tensor student_entropy, "
+    f"log_probs_forward({_INPUTS}, {_OPTIONS}) -> (Tensor log_probs, Tensor student_entropy, "
     "Tensor row_state)"
 )
 _BACKWARD = (
     f"log_probs_backward(Tensor grad_log_probs, Tensor grad_student_entropy, {_INPUTS}, Tensor row_state, "
-    f"{_OPTIONS}, str backend) -> Tensor"
+    f"{_OPTIONS}) -> Tensor"
 )
 
 
@@ -46,7 +46,13 @@ def log_probs_outputs(student_logits: Tensor, step_ids: Tensor, ids: Tensor) -> 
 
 
 def _run_forward(
-    student_logits: Tensor, step_ids: Tensor, ids: Tensor, temperature: float, vocab_size: int, backend: str
+    student_logits: Tensor,
+    step_ids: Tensor,
+    ids: Tensor,
+    temperature: float,
+    vocab_size: int,
+    backend: str,
+    function: str,
 ) -> LogProbStats:
     if step_ids.numel() == 0:
         return log_probs_outputs(student_logits, step_ids, ids)
@@ -68,6 +74,7 @@ def _run_backward(
     temperature: float,
     vocab_size: int,
     backend: str,
+    function: str,
 ) -> Tensor:
     if step_ids.numel() == 0:
         return student_logits.new_zeros(student_logits.shape)
@@ -91,11 +98,11 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     of_output = LogProbStats(*grads)
     upstream = (of_output.log_probs.contiguous(), of_output.student_entropy.contiguous())
     grad = torch.ops.sod_kernels.log_probs_backward(*upstream, *ctx.saved_tensors, *ctx.options)
-    return (grad, None, None, None, None, None)
+    return (grad, *(None,) * (2 + len(ctx.options)))
 
 
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate, _setup_context)
-register(Op(_BACKWARD, _run_backward, _fake_backward), refuse_double_backward("topk_step_kl"))
+register_gradient(Op(_BACKWARD, _run_backward, _fake_backward))
 
 log_probs_forward = torch.ops.sod_kernels.log_probs_forward
 log_probs_backward = torch.ops.sod_kernels.log_probs_backward

@@ -54,20 +54,21 @@ def register(
     _LIBRARIES.append(library)
 
 
-def refuse_double_backward(function: str) -> Callable[..., None]:
-    """Make the derivative of a backward op: an error that says what to do.
+def register_gradient(op: Op, function: str | None = None) -> None:
+    """Register an op that makes gradients; its own derivative is an error that says what to do.
 
     Args:
-        function: Name for the message.
-
-    Returns:
-        What `register` takes.
+        op: The op.
+        function: Name for the message; None if several functions share the op, whose last argument it is.
     """
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.function = function or inputs[-1]
 
     def refuse(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(
-            f"{function}: the gradient of the gradient was asked for, which the backward sweep does not "
+            f"{ctx.function}: the gradient of the gradient was asked for, which the backward sweep does not "
             "have. Call backward without create_graph=True."
         )
 
-    return refuse
+    register(op, refuse, remember)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from sod_kernels import _categories
-from sod_kernels._checks import arguments, hidden, shards, values, weightings
+from sod_kernels._checks import arguments, hidden, shards, unit_kl, values, weightings
 
 
 class OptionsModule(nn.Module):
@@ -47,19 +47,24 @@ class OptionsModule(nn.Module):
 def _check(module: str, options: dict[str, Any]) -> None:
     """Check the options that there are."""
     arguments.check_divergence(
-        module, options["divergence"], options["beta"], options["temperature"], options["min_log_prob"]
+        module, options["divergence"], options["beta"], options["temperature"], options.get("min_log_prob")
     )
     arguments.check_options(module, options["step_divergence"], options["reduction"], options["backend"])
     weightings.check_weighting(module, options["weighting"], may_be_tensor=False)
-    if options["vocab_size"] is not None:
-        values.check_count(module, "vocab_size", options["vocab_size"], at_least=1)
+    for name in ("vocab_size", "student_vocab_size", "teacher_vocab_size"):
+        if options.get(name) is not None:
+            values.check_count(module, name, options[name], at_least=1)
     if "tail" in options:
         values.check_choice(module, "tail", options["tail"], _categories.TAILS)
     if options.get("process_group") is not None:
         shards.check_group(module, options["process_group"])
     if "single_sweep" in options:
         hidden.check_mode(module, options["single_sweep"], options["reduction"], options["chunk_size"])
+    if "kl_coefficient" in options:
         hidden.check_coefficients(module, options["kl_coefficient"], options["entropy_coefficient"])
+    if "score" in options:
+        names = ("score", "unit_filter", "topk", "mask_first_token", "min_teacher_mass")
+        unit_kl.check_unit_options(module, **{name: options[name] for name in names}, num_shared=None)
     for model in ("student", "teacher", "reference"):
         if f"{model}_softcap" in options:
             pair = (options[f"{model}_logit_scale"], options[f"{model}_softcap"])

@@ -271,15 +271,16 @@ def make_stats(whole: Tensor, inputs: TokenInputs, num_steps: int, spec: Diverge
 class ShardedSweeps:
     """A backend's two sweeps over this rank's columns of whole rows; every rank calls them alike."""
 
-    def __init__(self, backend: Backend, group: str, *, width: int) -> None:
+    def __init__(self, backend: Backend, group: str, *, width: int, function: str) -> None:
         """Choose what runs on the shard.
 
         Args:
             backend: That runs.
             group: Name of the process group.
             width: Columns of the shard, padding included.
+            function: Name of the function that was called, for messages.
         """
-        self._backend, self._group, self._width = backend, group, width
+        self._backend, self._group, self._width, self._function = backend, group, width, function
 
     def forward(self, inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenStats:
         """Run the forward sweep and exchange what the whole rows need.
@@ -296,7 +297,8 @@ class ShardedSweeps:
         # The width goes along, as unequal shards would shift every column number without anybody noticing.
         width = torch.full_like(state[..., :1], self._width)
         gathered = _collectives.gather(torch.cat((state, width), -1), self._group)
-        torch._assert_async((gathered[..., -1] == width[..., 0]).all(), "step_kl: ranks hold unequal shards")
+        is_equal = (gathered[..., -1] == width[..., 0]).all()
+        torch._assert_async(is_equal, f"{self._function}: ranks hold unequal shards")
         has_reference = inputs.reference_logits is not None
         whole = merge_states(gathered[..., :-1], inputs.step_ids, spec, has_reference=has_reference)
         if needs_second_walk(spec):
@@ -337,7 +339,7 @@ def _run_forward(*arguments: Any) -> TokenStats:
     if inputs.step_ids.numel() == 0:
         return new_outputs(inputs, num_steps)
     width = inputs.student_logits.shape[-1]
-    sweeps = ShardedSweeps(_dispatch.load(backend), group_name, width=width)
+    sweeps = ShardedSweeps(_dispatch.load(backend), group_name, width=width, function="step_kl")
     return sweeps.forward(inputs, num_steps, make_spec(options))
 
 

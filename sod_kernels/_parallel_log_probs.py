@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sod_kernels import _collectives, _dispatch
 from sod_kernels._log_prob_ops import log_probs_outputs
-from sod_kernels._op_registry import Op, refuse_double_backward, register
+from sod_kernels._op_registry import Op, register, register_gradient
 from sod_kernels.types import (
     Backend,
     DivergenceSpec,
@@ -48,7 +48,9 @@ class ShardedLogProbs:
         first: Number, in the whole vocabulary, of the shard's first column.
     """
 
-    def __init__(self, backend: Backend, first: int, group: str, *, width: int) -> None:
+    def __init__(
+        self, backend: Backend, first: int, group: str, *, width: int, function: str = "topk_step_kl"
+    ) -> None:
         """Choose what runs on the shard.
 
         Args:
@@ -56,9 +58,10 @@ class ShardedLogProbs:
             first: Number, in the whole vocabulary, of the shard's first column.
             group: Name of the process group.
             width: Columns of the shard, padding included.
+            function: Name of the function that was called, for messages.
         """
         self.first = first
-        self._backend, self._group, self._width = backend, group, width
+        self._backend, self._group, self._width, self._function = backend, group, width, function
 
     def log_probs_forward(self, inputs: LogProbInputs) -> LogProbStats:
         """Run the forward sweep and exchange what the whole rows need.
@@ -73,7 +76,7 @@ class ShardedLogProbs:
         message = torch.cat((self.local_state(inputs), width[..., None]), -1)
         gathered = _collectives.gather(message, self._group)
         is_equal = (gathered[..., -1] == width).all()
-        torch._assert_async(is_equal, "topk_step_kl: ranks hold unequal shards")
+        torch._assert_async(is_equal, f"{self._function}: ranks hold unequal shards")
         return merge(gathered[..., :-1], inputs)
 
     def local_state(self, inputs: LogProbInputs) -> Tensor:
@@ -259,6 +262,6 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate, _setup_context)
-register(Op(_BACKWARD, _run_backward, _fake_backward), refuse_double_backward("topk_step_kl"))
+register_gradient(Op(_BACKWARD, _run_backward, _fake_backward), "topk_step_kl")
 
 log_probs_sharded_forward = torch.ops.sod_kernels.log_probs_sharded_forward

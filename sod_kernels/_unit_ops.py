@@ -5,23 +5,27 @@ Built like the ops of `_autograd`: fake kernels, the backend as an argument, dou
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sod_kernels import _dispatch
-from sod_kernels._op_registry import Op, refuse_double_backward, register
+from sod_kernels._op_registry import Op, register, register_gradient
 from sod_kernels._unit_scores import (
+    Side,
+    SpanTerms,
+    UnitNumbers,
     UnitOptions,
     UnitTensors,
     gradient_terms,
-    measure_rows,
+    labelled_rows,
+    measured_rows,
     sides,
     span_scores,
 )
-from sod_kernels.types import DivergenceSpec, RowState
-from sod_kernels.unit_types import UnitInputs
+from sod_kernels.types import Backend, DivergenceSpec, LogProbInputs, RowState
+from sod_kernels.unit_types import UnitInputs, UnitOpOutputs
 
 _TENSORS = ", ".join(f"Tensor {name}" for name in UnitTensors._fields)
 _OPTIONS = (
@@ -30,7 +34,8 @@ _OPTIONS = (
 )
 _FORWARD = (
     f"unit_kl_forward({_TENSORS}, {_OPTIONS}) -> (Tensor unit_kl, Tensor unit_entropy, Tensor unit_state, "
-    "Tensor span_scores, Tensor student_lse, Tensor teacher_lse)"
+    "Tensor span_scores, Tensor student_lse, Tensor teacher_lse, Tensor student_label_logits, "
+    "Tensor teacher_label_logits)"
 )
 _BACKWARD = (
     f"unit_kl_backward(Tensor grad_unit_kl, {_TENSORS}, Tensor unit_state, Tensor span_scores, "
@@ -39,30 +44,17 @@ _BACKWARD = (
 _NUM_TENSORS = len(UnitTensors._fields)
 
 
-class UnitOpOutputs(NamedTuple):
-    """What the forward op gives.
+def new_outputs(batch: UnitNumbers, dtype: torch.dtype) -> UnitOpOutputs:
+    """Make zeros of the shapes that the op returns.
 
-    Attributes:
-        unit_kl: (U,) divergence, 0 at units that are not compared. Differentiable.
-        unit_entropy: (U,).
-        unit_state: (U, 7) float64, columns of `sod_kernels.types.RowState`.
-        span_scores: (U, 2) float64, student and teacher, in raw logits; -inf without a span column.
-        student_lse: (N,) float64 log-sum-exp of the rows that were measured, else 0.
-        teacher_lse: (M,) float64, likewise.
+    Args:
+        batch: For the numbers of rows and units.
+        dtype: Of what is reported.
+
+    Returns:
+        The zeros.
     """
-
-    unit_kl: Tensor
-    unit_entropy: Tensor
-    unit_state: Tensor
-    span_scores: Tensor
-    student_lse: Tensor
-    teacher_lse: Tensor
-
-
-def _new_outputs(tensors: UnitTensors) -> UnitOpOutputs:
-    """Zeros of the shapes and dtypes that the op returns."""
-    kinds, student_ids, teacher_ids = tensors.kinds, tensors.student_ids, tensors.teacher_ids
-    dtype = torch.promote_types(tensors.student_logits.dtype, torch.float32)
+    kinds, student_ids, teacher_ids = batch.kinds, batch.student_ids, batch.teacher_ids
     num_units = kinds.shape[0]
     return UnitOpOutputs(
         unit_kl=kinds.new_zeros(num_units, dtype=dtype),
@@ -71,6 +63,8 @@ def _new_outputs(tensors: UnitTensors) -> UnitOpOutputs:
         span_scores=kinds.new_zeros(num_units, 2, dtype=torch.float64),
         student_lse=student_ids.new_zeros(student_ids.shape, dtype=torch.float64),
         teacher_lse=teacher_ids.new_zeros(teacher_ids.shape, dtype=torch.float64),
+        student_label_logits=student_ids.new_zeros(student_ids.shape, dtype=torch.float64),
+        teacher_label_logits=teacher_ids.new_zeros(teacher_ids.shape, dtype=torch.float64),
     )
 
 
@@ -98,31 +92,57 @@ def _inputs(tensors: UnitTensors, scores: Tensor) -> UnitInputs:
     )
 
 
+def _measure(
+    logits: Tensor, side: Side, kinds: Tensor, options: UnitOptions, backend: Backend, *, measures_all: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows,) log-sum-exps and label logits, and (U,) span scores of one side."""
+    lse = torch.zeros(side.ids.shape, dtype=torch.float64, device=side.ids.device)
+    if measures_all or options.score == "log_prob":
+        is_measured = measured_rows(side, kinds, options.score, measures_all=measures_all)
+        inputs = LogProbInputs(
+            student_logits=logits[None],
+            step_ids=torch.where(is_measured, 0, -1)[None],
+            ids=torch.full((1, side.ids.shape[0], 1), -1, device=side.ids.device),
+            temperature=options.temperature,
+            vocab_size=side.vocab_size,
+        )
+        lse = backend.log_probs_forward(inputs).row_state[0, :, RowState.STUDENT_LSE].clone()
+    is_labelled = labelled_rows(side, kinds, measures_all=measures_all)
+    labels = torch.where(is_labelled, side.ids, 0)
+    label_logits = logits.gather(1, labels[:, None]).squeeze(1).double()
+    scores = span_scores(side, kinds, lse, label_logits, score=options.score, temperature=options.temperature)
+    return lse, torch.where(is_labelled, label_logits, 0.0), scores
+
+
+def _vocab_sizes(options: UnitOptions) -> tuple[int, int]:
+    return options.student_vocab_size, options.teacher_vocab_size
+
+
 def _run_forward(*arguments: Any) -> UnitOpOutputs:
     tensors = UnitTensors(*arguments[:_NUM_TENSORS])
     options = UnitOptions(*arguments[_NUM_TENSORS:])
+    dtype = torch.promote_types(tensors.student_logits.dtype, torch.float32)
     if tensors.kinds.shape[0] == 0:
-        return _new_outputs(tensors)
+        return new_outputs(tensors, dtype)
     backend = _dispatch.load(options.backend)
-    student, teacher = sides(tensors, options)
-    kinds = tensors.kinds
-    student_lse = measure_rows(student, kinds, options, backend, measures_all=options.measures_student)
-    teacher_lse = measure_rows(teacher, kinds, options, backend, measures_all=options.measures_teacher)
-    scores = torch.stack(
-        [
-            span_scores(student, kinds, student_lse, options),
-            span_scores(teacher, kinds, teacher_lse, options),
-        ],
-        -1,
-    )
+    logits = (tensors.student_logits, tensors.teacher_logits)
+    measures_all = (options.measures_student, options.measures_teacher)
+    measured = [
+        _measure(of_side, side, tensors.kinds, options, backend, measures_all=is_all)
+        for of_side, side, is_all in zip(
+            logits, sides(tensors, _vocab_sizes(options)), measures_all, strict=True
+        )
+    ]
+    lse, label_logits, scores = zip(*measured, strict=True)
     # A column like the others: rounded once, so that value and gradient are those of the same number.
-    scores = scores.to(torch.promote_types(student.logits.dtype, torch.float32)).double()
-    stats = backend.unit_forward(_inputs(tensors, scores), _spec(tensors, options))
-    return UnitOpOutputs(*stats, scores, student_lse, teacher_lse)
+    rounded = torch.stack(scores, -1).to(dtype).double()
+    stats = backend.unit_forward(_inputs(tensors, rounded), _spec(tensors, options))
+    return UnitOpOutputs(*stats, rounded, *lse, *label_logits)
 
 
 def _fake_forward(*arguments: Any) -> UnitOpOutputs:
-    return _new_outputs(UnitTensors(*arguments[:_NUM_TENSORS]))
+    tensors = UnitTensors(*arguments[:_NUM_TENSORS])
+    return new_outputs(tensors, torch.promote_types(tensors.student_logits.dtype, torch.float32))
 
 
 def _run_backward(grad_unit_kl: Tensor, *arguments: Any) -> Tensor:
@@ -131,7 +151,17 @@ def _run_backward(grad_unit_kl: Tensor, *arguments: Any) -> Tensor:
     options = UnitOptions(*arguments[_NUM_TENSORS + 3 :])
     if tensors.kinds.shape[0] == 0:
         return tensors.student_logits.new_zeros(tensors.student_logits.shape)
-    upstream = gradient_terms(grad_unit_kl, tensors, unit_state, scores, student_lse, options)
+    terms = SpanTerms(
+        unit_state,
+        scores,
+        student_lse,
+        options.score,
+        options.divergence,
+        options.beta,
+        options.temperature,
+    )
+    student = sides(tensors, _vocab_sizes(options))[0]
+    upstream = gradient_terms(grad_unit_kl, student, tensors.kinds, terms)
     return _dispatch.load(options.backend).unit_backward(
         upstream, _inputs(tensors, scores), unit_state, _spec(tensors, options), options.student_vocab_size
     )
@@ -157,7 +187,7 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate, _setup_context)
-register(Op(_BACKWARD, _run_backward, _fake_backward), refuse_double_backward("unit_kl"))
+register_gradient(Op(_BACKWARD, _run_backward, _fake_backward), "unit_kl")
 
 unit_kl_forward = torch.ops.sod_kernels.unit_kl_forward
 unit_kl_backward = torch.ops.sod_kernels.unit_kl_backward

@@ -8,13 +8,13 @@ log-sum-exp of that row added to the former, so that they are one more column of
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sod_kernels.segments import segment_sums
-from sod_kernels.types import Backend, LogProbInputs, RowState
+from sod_kernels.types import RowState
 from sod_kernels.unit_types import UnitGradients
 
 
@@ -44,6 +44,21 @@ class UnitTensors(NamedTuple):
     student_columns: Tensor
     teacher_columns: Tensor
     excluded: Tensor
+
+
+class UnitNumbers(Protocol):
+    """What of a batch says which rows are which units, whatever the logits come from; see `UnitTensors`."""
+
+    @property
+    def student_ids(self) -> Tensor: ...
+    @property
+    def teacher_ids(self) -> Tensor: ...
+    @property
+    def student_spans(self) -> Tensor: ...
+    @property
+    def teacher_spans(self) -> Tensor: ...
+    @property
+    def kinds(self) -> Tensor: ...
 
 
 class UnitOptions(NamedTuple):
@@ -76,13 +91,11 @@ class Side(NamedTuple):
     """One side of a batch of units.
 
     Attributes:
-        logits: (rows, width).
         ids: (rows,) label of each row.
         spans: (U, 2).
         vocab_size: Valid columns.
     """
 
-    logits: Tensor
     ids: Tensor
     spans: Tensor
     vocab_size: int
@@ -100,152 +113,175 @@ class Side(NamedTuple):
         """(U,) number of tokens."""
         return self.spans[:, 1] - self.spans[:, 0]
 
+    def rows_of(self, is_chosen: Tensor) -> Tensor:
+        """Tell which rows belong to chosen units.
 
-def sides(tensors: UnitTensors, options: UnitOptions) -> tuple[Side, Side]:
+        Args:
+            is_chosen: (U,) bool.
+
+        Returns:
+            (rows,) bool.
+        """
+        units = self.units
+        return (units >= 0) & is_chosen[units.clamp(min=0)]
+
+
+def sides(batch: UnitNumbers, vocab_sizes: tuple[int, int]) -> tuple[Side, Side]:
     """Take a batch apart.
 
     Args:
-        tensors: Of the batch.
-        options: For the sizes of the vocabularies.
+        batch: With at least one unit where anything is looked up.
+        vocab_sizes: Valid columns of student and teacher.
 
     Returns:
         The student's side and the teacher's.
     """
     return (
-        Side(tensors.student_logits, tensors.student_ids, tensors.student_spans, options.student_vocab_size),
-        Side(tensors.teacher_logits, tensors.teacher_ids, tensors.teacher_spans, options.teacher_vocab_size),
+        Side(batch.student_ids, batch.student_spans, vocab_sizes[0]),
+        Side(batch.teacher_ids, batch.teacher_spans, vocab_sizes[1]),
     )
 
 
-def measure_rows(
-    side: Side, kinds: Tensor, options: UnitOptions, backend: Backend, *, measures_all: bool
-) -> Tensor:
-    """Measure the log-sum-exp of the rows whose normaliser counts.
+def measured_rows(side: Side, kinds: Tensor, score: str, *, measures_all: bool) -> Tensor:
+    """Tell which rows' normalisers count.
 
     Those are the rows of spans of several tokens, scored with log-probabilities; all others cancel.
 
     Args:
         side: One side.
         kinds: (U,) of the units.
-        options: For score and temperature.
-        backend: Whose sweep over whole rows runs.
-        measures_all: Whether to measure all rows of compared units.
+        score: "log_prob" or "logit".
+        measures_all: Whether all rows of compared units are measured.
 
     Returns:
-        (rows,) float64, 0 where not measured.
+        (rows,) bool.
     """
-    if not measures_all and options.score == "logit":
-        return torch.zeros(side.ids.shape, dtype=torch.float64, device=side.ids.device)
-    is_needed = kinds >= 0 if measures_all else (kinds == 1) & (side.lengths > 1)
-    units = side.units
-    is_measured = (units >= 0) & is_needed[units.clamp(min=0)]
-    inputs = LogProbInputs(
-        student_logits=side.logits[None],
-        step_ids=torch.where(is_measured, 0, -1)[None],
-        ids=torch.full((1, side.ids.shape[0], 1), -1, device=side.ids.device),
-        temperature=options.temperature,
-        vocab_size=side.vocab_size,
-    )
-    return backend.log_probs_forward(inputs).row_state[0, :, RowState.STUDENT_LSE].clone()
+    if measures_all:
+        return side.rows_of(kinds >= 0)
+    return side.rows_of((kinds == 1) & (side.lengths > 1) & (score == "log_prob"))
 
 
-def _label_logits(side: Side, is_used: Tensor) -> Tensor:
-    """(rows,) float64 raw logit of each used row's label."""
-    label = torch.where(is_used, side.ids, 0)
-    return side.logits.gather(1, label[:, None]).squeeze(1).double()
+def labelled_rows(side: Side, kinds: Tensor, *, measures_all: bool) -> Tensor:
+    """Tell the logits of which rows' labels count: those of spans, or of all compared units.
+
+    Args:
+        side: One side.
+        kinds: (U,) of the units.
+        measures_all: Whether all rows of compared units are measured.
+
+    Returns:
+        (rows,) bool.
+    """
+    return side.rows_of(kinds >= (0 if measures_all else 1))
 
 
-def span_scores(side: Side, kinds: Tensor, lse: Tensor, options: UnitOptions) -> Tensor:
+def span_scores(
+    side: Side, kinds: Tensor, lse: Tensor, label_logits: Tensor, *, score: str, temperature: float
+) -> Tensor:
     """Score the spans, in raw logits beside those of their first rows.
 
     Args:
         side: One side.
         kinds: (U,) of the units.
-        lse: (rows,) from `measure_rows`.
-        options: For score and temperature.
+        lse: (rows,) float64 log-sum-exp of the rows of `measured_rows`, over temperature; 0 elsewhere.
+        label_logits: (rows,) float64 raw logit of the label of the rows of `labelled_rows`.
+        score: "log_prob" or "logit".
+        temperature: Divides all logits.
 
     Returns:
         (U,) float64, -inf for a unit without a span column.
     """
     units, lengths, num_units = side.units, side.lengths, side.spans.shape[0]
     has_span = kinds == 1
-    is_used = (units >= 0) & has_span[units.clamp(min=0)]
-    segments = torch.where(is_used, units, -1)
-    scores = segment_sums(_label_logits(side, is_used), segments, num_units) / lengths
-    if options.score == "log_prob":
+    segments = torch.where(side.rows_of(has_span), units, -1)
+    scores = segment_sums(label_logits, segments, num_units) / lengths
+    if score == "log_prob":
         first = lse[side.spans[:, 0].clamp(max=side.ids.shape[0] - 1)]
-        shift = options.temperature * (first - segment_sums(lse, segments, num_units) / lengths)
+        shift = temperature * (first - segment_sums(lse, segments, num_units) / lengths)
         scores = torch.where(lengths > 1, scores + shift, scores)
     return torch.where(has_span, scores, -torch.inf)
 
 
-def path_log_probs(side: Side, kinds: Tensor, lse: Tensor, temperature: float) -> Tensor:
+def path_log_probs(
+    side: Side, kinds: Tensor, lse: Tensor, label_logits: Tensor, temperature: float
+) -> Tensor:
     """Sum the log-probabilities of the tokens of compared units.
 
     Args:
         side: One side, all rows of compared units measured.
         kinds: (U,) of the units.
-        lse: (rows,) from `measure_rows`.
+        lse: As in `span_scores`.
+        label_logits: As in `span_scores`.
         temperature: Divides the logits.
 
     Returns:
         (U,) float64 in nats, 0 for a unit that is not compared.
     """
-    units = side.units
-    is_used = (units >= 0) & (kinds >= 0)[units.clamp(min=0)]
-    log_probs = _label_logits(side, is_used) / temperature - lse
-    return segment_sums(log_probs, torch.where(is_used, units, -1), side.spans.shape[0])
+    segments = torch.where(side.rows_of(kinds >= 0), side.units, -1)
+    return segment_sums(label_logits / temperature - lse, segments, side.spans.shape[0])
 
 
-def _gradient_of_spans(unit_state: Tensor, scores: Tensor, options: UnitOptions) -> Tensor:
+class SpanTerms(NamedTuple):
+    """What the forward pass left of the span columns, and how to read it.
+
+    Attributes:
+        unit_state: (U, 7) float64 from the forward sweep.
+        scores: (U, 2) float64 from `span_scores`, student and teacher.
+        student_lse: (N,) float64, as in `span_scores`.
+        score: "log_prob" or "logit".
+        divergence: As a backend takes it.
+        beta: As a backend takes it.
+        temperature: Divides all logits.
+    """
+
+    unit_state: Tensor
+    scores: Tensor
+    student_lse: Tensor
+    score: str
+    divergence: str
+    beta: float
+    temperature: float
+
+
+def _gradient_of_spans(terms: SpanTerms) -> Tensor:
     """(U,) float64 derivative of each unit's divergence by its span score over temperature."""
-    columns = unit_state.unbind(-1)
-    log_p = scores[:, 0] / options.temperature - columns[RowState.STUDENT_LSE]
-    log_q = scores[:, 1] / options.temperature - columns[RowState.TEACHER_LSE]
+    columns = terms.unit_state.unbind(-1)
+    log_p = terms.scores[:, 0] / terms.temperature - columns[RowState.STUDENT_LSE]
+    log_q = terms.scores[:, 1] / terms.temperature - columns[RowState.TEACHER_LSE]
     value, aux = columns[RowState.DIVERGENCE], columns[RowState.AUX]
-    if options.divergence == "forward_kl":
+    if terms.divergence == "forward_kl":
         gradient = aux * log_p.exp() - log_q.exp()
     else:
+        is_jsd = terms.divergence == "jsd"
         other = log_q
-        if options.divergence == "jsd":
-            other = torch.logaddexp(log_p + math.log1p(-options.beta), log_q + math.log(options.beta))
-        factor = 1.0 - options.beta if options.divergence == "jsd" else 1.0
+        if is_jsd:
+            other = torch.logaddexp(log_p + math.log1p(-terms.beta), log_q + math.log(terms.beta))
+        factor = 1.0 - terms.beta if is_jsd else 1.0
         score = factor * (log_p - other) - aux
         gradient = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * score)
     return torch.where(value == torch.inf, 0.0, gradient)
 
 
-def gradient_terms(
-    grad_unit_kl: Tensor,
-    tensors: UnitTensors,
-    unit_state: Tensor,
-    scores: Tensor,
-    student_lse: Tensor,
-    options: UnitOptions,
-) -> UnitGradients:
+def gradient_terms(grad_unit_kl: Tensor, side: Side, kinds: Tensor, terms: SpanTerms) -> UnitGradients:
     """Work out what each student row's gradient is made of, beside that of the columns.
 
     Args:
         grad_unit_kl: (U,) upstream gradient.
-        tensors: Of the batch.
-        unit_state: (U, 7) from the forward sweep.
-        scores: (U, 2) from `span_scores`.
-        student_lse: (N,) from `measure_rows`.
-        options: As in the forward op.
+        side: The student's.
+        kinds: (U,) of the units.
+        terms: Of the forward pass.
 
     Returns:
         What the backward sweep takes.
     """
-    side = sides(tensors, options)[0]
-    units, kinds = side.units, tensors.kinds
+    units = side.units
     unit = units.clamp(min=0)
-    is_used = (units >= 0) & (kinds == 1)[unit]
+    is_used = side.rows_of(kinds == 1)
     upstream = grad_unit_kl.double()
-    derivative = _gradient_of_spans(unit_state, scores, options)
-    per_unit = torch.where((kinds == 1) & (upstream != 0), upstream * derivative, 0.0)
+    per_unit = torch.where((kinds == 1) & (upstream != 0), upstream * _gradient_of_spans(terms), 0.0)
     share = torch.where(is_used, (per_unit / side.lengths)[unit], 0.0)
     is_first = torch.arange(units.shape[0], device=units.device) == side.spans[unit, 0]
-    if options.score == "log_prob":
+    if terms.score == "log_prob":
         # The first row's log-sum-exp was added; with one token it cancels, exactly.
         dense = torch.where(is_used & is_first, per_unit[unit], 0.0) - share
     else:
@@ -255,6 +291,6 @@ def gradient_terms(
         row_units=torch.where((units >= 0) & is_first & (kinds >= 0)[unit], unit, -1),
         dense=dense,
         onehot=share,
-        row_lse=student_lse,
+        row_lse=terms.student_lse,
         labels=torch.where(is_used, side.ids, 0),
     )

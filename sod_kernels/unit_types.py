@@ -70,6 +70,30 @@ class UnitGradients(NamedTuple):
     labels: Tensor
 
 
+class UnitOpOutputs(NamedTuple):
+    """What the forward op of either form gives, from logits or from hidden states.
+
+    Attributes:
+        unit_kl: (U,) divergence, 0 at units that are not compared. Differentiable.
+        unit_entropy: (U,).
+        unit_state: (U, 7) float64, columns of `sod_kernels.types.RowState`.
+        span_scores: (U, 2) float64, student and teacher, in raw logits; -inf without a span column.
+        student_lse: (N,) float64 log-sum-exp of the rows that were measured, else 0.
+        teacher_lse: (M,) float64, likewise.
+        student_label_logits: (N,) float64 raw logit of the labels that count, else 0.
+        teacher_label_logits: (M,) float64, likewise.
+    """
+
+    unit_kl: Tensor
+    unit_entropy: Tensor
+    unit_state: Tensor
+    span_scores: Tensor
+    student_lse: Tensor
+    teacher_lse: Tensor
+    student_label_logits: Tensor
+    teacher_label_logits: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitKLOutput:
     """Result of `unit_kl`; unit tensors are (U,), step tensors (S,), in nats.

@@ -33,9 +33,8 @@ def check_heads(function: str, heads: Mapping[str, tuple[Any, Any, Any, Any, Any
     if hidden.dim() not in (2, 3):
         shape = tuple(hidden.shape)
         raise ValueError(f"{function}: {first}_hidden has shape {shape}; wanted (N, H) or (B, T, H).")
-    for model, (states, weight, bias, scale, softcap) in heads.items():
-        _check_head(function, model, states, weight, bias, like=hidden)
-        check_scales(function, **{model: (scale, softcap)})
+    for model, head in heads.items():
+        check_head(function, model, *head, like=hidden)
     widths = {f"{model}_weight": head[1].shape[0] for model, head in heads.items()}
     smallest = min(widths.values())
     told = ", ".join(f"{name} {width}" for name, width in widths.items())
@@ -70,7 +69,33 @@ def check_scales(function: str, **scales: tuple[Any, Any]) -> None:
             check_number(function, f"{model}_softcap", softcap, above=0.0)
 
 
-def _check_head(function: str, model: str, hidden: Any, weight: Any, bias: Any, *, like: Tensor) -> None:
+def check_head(
+    function: str,
+    model: str,
+    hidden: Any,
+    weight: Any,
+    bias: Any,
+    scale: Any,
+    softcap: Any,
+    *,
+    like: Tensor,
+) -> None:
+    """Check one model's output head.
+
+    Args:
+        function: Name for the message.
+        model: Such as "student".
+        hidden: (..., H) floating.
+        weight: (V, H) of the same dtype.
+        bias: (V,) or None.
+        scale: Factor of the product.
+        softcap: Or None.
+        like: Hidden states of the wanted leading shape and device.
+
+    Raises:
+        TypeError: For a wrong type or dtype.
+        ValueError: For a wrong shape, device or number.
+    """
     device = like.device
     check_tensor(function, f"{model}_hidden", hidden, dtypes=FLOAT_DTYPES, device=device)
     leading = tuple(like.shape[:-1])
@@ -90,6 +115,7 @@ def _check_head(function: str, model: str, hidden: Any, weight: Any, bias: Any, 
     if bias is not None:
         shape = (weight.shape[0],)
         check_tensor(function, f"{model}_bias", bias, shape=shape, dtypes=(hidden.dtype,), device=device)
+    check_scales(function, **{model: (scale, softcap)})
 
 
 def check_reference(function: str, hidden: Any, weight: Any, bias: Any, scale: Any, softcap: Any) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `unit_kl`."""
+"""Checks of the arguments of `unit_kl` and `linear_unit_kl`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sod_kernels._checks.hidden import check_head
 from sod_kernels._checks.values import (
     FLOAT_DTYPES,
     INTEGER_DTYPES,
@@ -48,17 +49,79 @@ def check_side(function: str, side: str, logits: Any, ids: Any, vocab_size: Any,
             f"{function}: {side}_logits has shape {tuple(logits.shape)}; wanted (rows, vocabulary), packed: "
             "the sides have different numbers of tokens."
         )
-    num_rows, width = logits.shape
-    check_tensor(function, f"{side}_ids", ids, shape=(num_rows,), dtypes=INTEGER_DTYPES, device=logits.device)
-    if vocab_size is None:
-        return int(width)
-    check_count(function, f"{side}_vocab_size", vocab_size, at_least=1)
-    if vocab_size > width:
+    _check_ids_of_rows(function, side, ids, logits)
+    return _vocab_size(function, side, vocab_size, logits.shape[1], f"the columns of {side}_logits")
+
+
+def check_head_side(
+    function: str,
+    side: str,
+    head: tuple[Any, Any, Any, Any, Any],
+    ids: Any,
+    vocab_size: Any,
+    *,
+    like: Tensor | None = None,
+) -> int:
+    """Check the output head and labels of one side.
+
+    Args:
+        function: Name for the message.
+        side: "student" or "teacher".
+        head: Hidden states (rows, H), weight (V, H), bias (V,) or None, logit scale, and softcap or None.
+        ids: (rows,) integer.
+        vocab_size: Valid rows of the weight, or None for all.
+        like: The student's hidden states, for the device; None for the student itself.
+
+    Returns:
+        Number of valid rows of the weight.
+
+    Raises:
+        TypeError: For a wrong type or dtype.
+        ValueError: For a wrong shape, device or size.
+    """
+    hidden = head[0]
+    device = None if like is None else like.device
+    check_tensor(function, f"{side}_hidden", hidden, dtypes=FLOAT_DTYPES, device=device)
+    if hidden.dim() != 2:
         raise ValueError(
-            f"{function}: {side}_vocab_size={vocab_size}; wanted at most {width}, the columns of "
-            f"{side}_logits."
+            f"{function}: {side}_hidden has shape {tuple(hidden.shape)}; wanted (rows, H), packed: the sides "
+            "have different numbers of tokens."
         )
-    return int(vocab_size)
+    check_head(function, side, *head, like=hidden)
+    _check_ids_of_rows(function, side, ids, hidden)
+    return _vocab_size(function, side, vocab_size, head[1].shape[0], f"the rows of {side}_weight")
+
+
+def check_may_plan_units(function: str, ids: Tensor) -> None:
+    """Refuse to wait for the device where that is impossible.
+
+    Args:
+        function: Name for the message.
+        ids: Wherever the batch is.
+
+    Raises:
+        ValueError: Under CUDA-graph capture.
+    """
+    if ids.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise ValueError(
+            f"{function}: called while a CUDA graph is captured, but its chunks are planned on the host, "
+            "which waits for the units. Call it outside of the graph."
+        )
+
+
+def _check_ids_of_rows(function: str, side: str, ids: Any, rows: Tensor) -> None:
+    check_tensor(
+        function, f"{side}_ids", ids, shape=(rows.shape[0],), dtypes=INTEGER_DTYPES, device=rows.device
+    )
+
+
+def _vocab_size(function: str, side: str, given: Any, width: int, what: str) -> int:
+    if given is None:
+        return width
+    check_count(function, f"{side}_vocab_size", given, at_least=1)
+    if given > width:
+        raise ValueError(f"{function}: {side}_vocab_size={given}; wanted at most {width}, {what}.")
+    return int(given)
 
 
 def check_map(
@@ -110,8 +173,8 @@ def check_units(
             torch._assert_async((spans <= rows).all(), f"{function}: units.{side}_spans out of range")
         elif spans.numel() and int(spans[-1, 1]) > rows:
             raise ValueError(
-                f"{function}: units.{side}_spans ends at row {int(spans[-1, 1])}; {side}_logits has {rows} "
-                f"rows. Units count the {side}'s labels, of which row i of the logits scores id i."
+                f"{function}: units.{side}_spans ends at row {int(spans[-1, 1])}; {side}_ids has {rows} "
+                f"entries. Units count the {side}'s labels, of which row i scores id i."
             )
 
 
@@ -121,7 +184,7 @@ def check_unit_options(
     score: Any,
     unit_filter: Any,
     topk: Any,
-    num_shared: int,
+    num_shared: int | None,
     mask_first_token: Any,
     min_teacher_mass: Any,
 ) -> None:
@@ -132,7 +195,7 @@ def check_unit_options(
         score: One of `SCORES`.
         unit_filter: One of `UNIT_FILTERS`, or None.
         topk: From 1 to the number of shared columns, or None.
-        num_shared: Number of shared columns.
+        num_shared: Number of shared columns; None where it is not known yet.
         mask_first_token: Bool.
         min_teacher_mass: Above 0 and at most 1, or None.
 
@@ -145,7 +208,7 @@ def check_unit_options(
         check_choice(function, "unit_filter", unit_filter, UNIT_FILTERS)
     if topk is not None:
         check_count(function, "topk", topk, at_least=1)
-        if topk > num_shared:
+        if num_shared is not None and topk > num_shared:
             raise ValueError(
                 f"{function}: topk={topk}; wanted at most {num_shared}, the shared columns, or None for all."
             )

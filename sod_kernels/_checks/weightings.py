@@ -111,7 +111,8 @@ def check_weighting(function: str, weighting: Any, *, may_be_tensor: bool) -> No
     """
     if isinstance(weighting, Tensor) and not may_be_tensor:
         raise TypeError(
-            f"{function}: weighting is a tensor, which fits one batch only. Pass it to step_kl instead."
+            f"{function}: weighting is a tensor, which fits one batch only. Pass it to the function that the "
+            "module calls."
         )
     if weighting is None or isinstance(weighting, Tensor):
         return

@@ -264,4 +264,5 @@ def _sweep_options(
         group=shard.group,
         first_column=shard.first,
         total_columns=shard.vocab_size,
+        function=options.function,
     )

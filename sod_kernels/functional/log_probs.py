@@ -77,7 +77,9 @@ def token_log_probs(
     name = _dispatch.resolve(backend, student_logits.device.type, student_logits.dtype, function=_NAME)
     steps = torch.zeros(leading, dtype=torch.int64, device=ids.device)
     shard = Shard(first=0, width=width, vocab_size=width, group=None)
-    stats = sweep(student_logits, steps, wanted, temperature=temperature, shard=shard, backend=name)
+    stats = sweep(
+        student_logits, steps, wanted, temperature=temperature, shard=shard, backend=name, function=_NAME
+    )
     log_probs = stats.log_probs.squeeze(-1) if is_single else stats.log_probs
     return TokenLogProbs(log_probs=log_probs, entropy=stats.student_entropy)
 
@@ -90,6 +92,7 @@ def sweep(
     temperature: float,
     shard: Shard,
     backend: str,
+    function: str,
 ) -> LogProbStats:
     """Run the forward op, which takes (B, T, V): packed tokens go in as one row and come out as they were.
 
@@ -100,6 +103,7 @@ def sweep(
         temperature: Divides the logits.
         shard: The columns that the logits are; ids count in the whole vocabulary.
         backend: Resolved name.
+        function: Name for messages.
 
     Returns:
         In the leading shape.
@@ -108,7 +112,7 @@ def sweep(
     given = (with_unit_stride(student_logits), step_ids, ids.contiguous())
     tensors = [each.unsqueeze(0) if is_packed else each for each in given]
     if shard.group is None:
-        outputs = _FORWARD(*tensors, float(temperature), shard.width, backend)
+        outputs = _FORWARD(*tensors, float(temperature), shard.width, backend, function)
     else:
         options = (float(temperature), shard.width, shard.first, backend, shard.group)
         outputs = _SHARDED_FORWARD(*tensors, *options)

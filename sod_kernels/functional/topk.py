@@ -144,6 +144,7 @@ def topk_step_kl(
         temperature=temperature,
         shard=shard,
         backend=backend_name,
+        function=_NAME,
     )
     stats, _ = list_stats(swept, teacher, sampled, ids, layout.num_steps, options.spec(width), tail=tail)
     return finish(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from sod_kernels import _dispatch, _unit_ops
-from sod_kernels._checks import arguments, values, weightings
 from sod_kernels._checks import unit_kl as checks
-from sod_kernels._layout import resolve_layout, with_unit_stride
-from sod_kernels._unit_ops import UnitOpOutputs
-from sod_kernels._unit_scores import UnitOptions, UnitTensors, path_log_probs, sides
-from sod_kernels._unit_space import Space, make_space, top_columns
-from sod_kernels.functional.unit_output import StepResult, UnitValues, reduce_units, teacher_mass
-from sod_kernels.types import RowState, StepStatistics
-from sod_kernels.unit_types import UnitKLOutput
+from sod_kernels._layout import with_unit_stride
+from sod_kernels._unit_scores import UnitOptions, UnitTensors
+from sod_kernels._unit_space import Columns, top_columns
+from sod_kernels.functional.options import Options, Weighting
+from sod_kernels.functional.unit_batch import Labels, UnitBatch, UnitChoice, resolve_units
+from sod_kernels.functional.unit_output import finish_units, read_units
+from sod_kernels.unit_types import UnitKLOutput, UnitOpOutputs
 from sod_kernels.units import Units, VocabMap
 
 _NAME = "unit_kl"
@@ -47,7 +43,7 @@ def unit_kl(
     step_trajectory: Tensor | None = None,
     num_steps: int | None = None,
     step_divergence: str = "kl",
-    weighting: Tensor | Callable[[StepStatistics], Tensor] | None = None,
+    weighting: Weighting = None,
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
@@ -115,87 +111,44 @@ def unit_kl(
     Source:
         SimCT, arXiv 2605.07711, equations (6) to (9); working form and gradient in docs/math.md.
     """
-    widths = _check_inputs(
-        (student_logits, teacher_logits),
-        (student_ids, teacher_ids),
-        (student_vocab_size, teacher_vocab_size),
-        units,
-        vocab_map,
-    )
-    kind, mixture = arguments.check_divergence(_NAME, divergence, beta, temperature, None)
-    arguments.check_options(_NAME, step_divergence, reduction, backend)
-    checks.check_unit_options(
-        _NAME,
-        score=score,
-        unit_filter=unit_filter,
-        topk=topk,
-        num_shared=vocab_map.num_shared,
-        mask_first_token=mask_first_token,
-        min_teacher_mass=min_teacher_mass,
-    )
-    weightings.check_weighting(_NAME, weighting, may_be_tensor=True)
-    layout = resolve_layout(
-        _NAME,
-        student_logits,
-        step_ids=step_ids,
-        response_mask=response_mask,
-        step_trajectory=step_trajectory,
-        num_steps=num_steps,
-        weighting=weighting,
-    )
-    arguments.check_loss_arguments(
-        _NAME, token_weights, denominator, reduction=reduction, like=layout.step_ids
-    )
-    options = UnitOptions(
-        score=score,
-        measures_student=step_divergence == "abs_log_ratio",
-        measures_teacher=step_divergence == "abs_log_ratio" or min_teacher_mass is not None,
-        student_vocab_size=widths[0],
-        teacher_vocab_size=widths[1],
-        divergence=kind,
-        beta=float(mixture),
-        temperature=float(temperature),
-        backend=_resolve(backend, student_logits),
-    )
-    ids = (student_ids.detach().to(torch.int64), teacher_ids.detach().to(torch.int64))
-    space = make_space(
-        units,
-        vocab_map,
-        ids,
-        layout.step_ids,
-        unit_filter=unit_filter,
-        masks_first_token=mask_first_token,
-    )
-    tensors = _tensors((student_logits, teacher_logits), ids, units, space, topk)
-    _check_labels(tensors, options)
-    measured = _measure(tensors, options, space.steps, min_teacher_mass)
-    result = reduce_units(
-        _NAME,
-        measured.values,
-        layout,
-        sides(tensors, options)[0],
+    options = Options(
+        function=_NAME,
+        divergence=divergence,
+        beta=beta,
+        temperature=temperature,
+        min_log_prob=None,
+        step_divergence=step_divergence,
         weighting=weighting,
         token_weights=token_weights,
         reduction=reduction,
         denominator=denominator,
+        backend=backend,
     )
-    return _output(result, measured, options)
-
-
-def _check_inputs(
-    logits: tuple[Tensor, Tensor],
-    ids: tuple[Tensor, Tensor],
-    vocab_sizes: tuple[int | None, int | None],
-    units: Units,
-    vocab_map: VocabMap,
-) -> tuple[int, int]:
-    """Check everything of both sides but the values of the labels; the numbers of valid columns."""
-    student = checks.check_side(_NAME, "student", logits[0], ids[0], vocab_sizes[0], None)
-    teacher = checks.check_side(_NAME, "teacher", logits[1], ids[1], vocab_sizes[1], logits[0])
-    device = logits[0].device
-    checks.check_map(_NAME, vocab_map, VocabMap, (student, teacher), device)
-    checks.check_units(_NAME, units, Units, (logits[0].shape[0], logits[1].shape[0]), device)
-    return student, teacher
+    choice = UnitChoice(
+        score=score,
+        unit_filter=unit_filter,
+        topk=topk,
+        mask_first_token=mask_first_token,
+        min_teacher_mass=min_teacher_mass,
+    )
+    student_size = checks.check_side(_NAME, "student", student_logits, student_ids, student_vocab_size, None)
+    teacher_size = checks.check_side(
+        _NAME, "teacher", teacher_logits, teacher_ids, teacher_vocab_size, student_logits
+    )
+    batch = resolve_units(
+        options,
+        choice,
+        units,
+        vocab_map,
+        (Labels(student_ids, student_size), Labels(teacher_ids, teacher_size)),
+        step_ids=step_ids,
+        response_mask=response_mask,
+        step_trajectory=step_trajectory,
+        num_steps=num_steps,
+    )
+    name = _resolve(backend, student_logits)
+    outputs = _run((student_logits, teacher_logits), batch, options, choice, name)
+    return finish_units(options, read_units(outputs, batch, min_teacher_mass), batch, name)
 
 
 def _resolve(backend: str, student_logits: Tensor) -> str:
@@ -209,97 +162,43 @@ def _resolve(backend: str, student_logits: Tensor) -> str:
     return name
 
 
-def _tensors(
-    logits: tuple[Tensor, Tensor],
-    ids: tuple[Tensor, Tensor],
-    units: Units,
-    space: Space,
-    topk: int | None,
-) -> UnitTensors:
-    """What the ops take; with `topk` a list of columns per unit."""
-    columns = space.columns
-    if topk is not None:
-        rows = torch.where(space.kinds >= 0, units.student_spans[:, 0], -1)
-        columns = top_columns(logits[0].detach(), columns, rows, topk)
-    return UnitTensors(
+def _run(
+    logits: tuple[Tensor, Tensor], batch: UnitBatch, options: Options, choice: UnitChoice, backend: str
+) -> UnitOpOutputs:
+    """Run the forward op."""
+    spec = options.spec(1)
+    student, teacher = batch.student, batch.teacher
+    columns = _columns(logits[0], batch, choice.topk)
+    tensors = UnitTensors(
         student_logits=with_unit_stride(logits[0]),
         teacher_logits=with_unit_stride(logits[1].detach()),
-        student_ids=ids[0],
-        teacher_ids=ids[1],
-        student_spans=units.student_spans,
-        teacher_spans=units.teacher_spans,
-        kinds=space.kinds,
+        student_ids=student.ids,
+        teacher_ids=teacher.ids,
+        student_spans=student.spans,
+        teacher_spans=teacher.spans,
+        kinds=batch.space.kinds,
         student_columns=columns.student,
         teacher_columns=columns.teacher,
         excluded=columns.excluded,
     )
-
-
-def _check_labels(tensors: UnitTensors, options: UnitOptions) -> None:
-    """Refuse labels out of range in compared units; elsewhere they may be anything."""
-    for name, side in zip(("student_ids", "teacher_ids"), sides(tensors, options), strict=True):
-        if tensors.kinds.shape[0]:
-            units = side.units
-            is_used = (units >= 0) & (tensors.kinds >= 0)[units.clamp(min=0)]
-            values.check_ids(_NAME, name, side.ids, low=0, high=side.vocab_size, counted=is_used)
-
-
-class _Measured(NamedTuple):
-    """Values of the units, and what else was asked for: (U,) float64 each, or None."""
-
-    values: UnitValues
-    teacher_mass: Tensor | None
-    student_log_probs: Tensor | None
-    teacher_log_probs: Tensor | None
-
-
-def _measure(
-    tensors: UnitTensors, options: UnitOptions, steps: Tensor, min_teacher_mass: float | None
-) -> _Measured:
-    """Run the forward op, and leave out units of too little teacher mass."""
-    outputs = UnitOpOutputs(*_FORWARD(*tensors, *options))
-    student, teacher = sides(tensors, options)
-    unit_kl, mass, log_p, log_q = outputs.unit_kl, None, None, None
-    if options.measures_teacher:
-        log_q = path_log_probs(teacher, tensors.kinds, outputs.teacher_lse, options.temperature)
-    if min_teacher_mass is not None and log_q is not None:
-        mass = teacher_mass(
-            outputs.unit_state[:, RowState.TEACHER_LSE],
-            outputs.span_scores[:, 1],
-            log_q,
-            teacher,
-            outputs.teacher_lse,
-            options.temperature,
-        )
-        mass = torch.where(steps >= 0, mass, 0.0)
-        steps = torch.where(mass >= min_teacher_mass, steps, -1)
-        unit_kl = torch.where(steps >= 0, unit_kl, 0.0)
-    distance = unit_kl
-    if options.measures_student and log_q is not None:
-        log_p = path_log_probs(student, tensors.kinds, outputs.student_lse, options.temperature)
-        distance = (log_p - log_q).abs()
-    else:
-        log_q = None
-    return _Measured(UnitValues(unit_kl, outputs.unit_entropy, distance, steps), mass, log_p, log_q)
-
-
-def _output(result: StepResult, measured: _Measured, options: UnitOptions) -> UnitKLOutput:
-    unit_kl = measured.values.unit_kl
-
-    def reported(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.to(unit_kl.dtype)
-
-    return UnitKLOutput(
-        loss=result.loss,
-        unit_kl=unit_kl,
-        unit_entropy=measured.values.entropy,
-        unit_steps=measured.values.steps,
-        step_divergence=result.divergence,
-        step_weights=result.weights,
-        step_tokens=result.tokens,
-        step_units=result.units,
-        unit_teacher_mass=reported(measured.teacher_mass),
-        unit_student_log_probs=reported(measured.student_log_probs),
-        unit_teacher_log_probs=reported(measured.teacher_log_probs),
-        backend=options.backend,
+    numbers = UnitOptions(
+        score=choice.score,
+        measures_student=batch.measures_student,
+        measures_teacher=batch.measures_teacher,
+        student_vocab_size=student.vocab_size,
+        teacher_vocab_size=teacher.vocab_size,
+        divergence=spec.divergence,
+        beta=float(spec.beta),
+        temperature=batch.temperature,
+        backend=backend,
     )
+    return UnitOpOutputs(*_FORWARD(*tensors, *numbers))
+
+
+def _columns(student_logits: Tensor, batch: UnitBatch, topk: int | None) -> Columns:
+    """One list of columns for all units; with `topk` one per unit."""
+    space = batch.space
+    if topk is None:
+        return space.columns
+    rows = torch.where(space.kinds >= 0, batch.student.spans[:, 0], -1)
+    return top_columns(student_logits.detach(), space.columns, rows, topk)

@@ -5,6 +5,8 @@ Between the two only numbers per token are kept; the logits are projected again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,17 +17,20 @@ from sod_kernels.linear.sweep import ChunkSweep, TokenLedger
 from sod_kernels.types import TokenGradients, TokenStats
 
 
-def run_forward(inputs: LinearInputs, options: LinearOptions) -> TokenStats:
+def run_forward(
+    inputs: LinearInputs, options: LinearOptions, *, make_sweep: Callable[..., ChunkSweep] = ChunkSweep
+) -> TokenStats:
     """Compute every token statistic and their sums per step.
 
     Args:
         inputs: Tensors.
         options: Numbers and names of the sweep.
+        make_sweep: Makes the walk; takes the arguments of `ChunkSweep`.
 
     Returns:
         (N,) token tensors, the row state and the (S, 5) sums.
     """
-    sweep = ChunkSweep(inputs, options)
+    sweep = make_sweep(inputs, options)
     ledger = TokenLedger(sweep, has_row_state=True)
     for chunk in sweep.chunks:
         ledger.record(chunk, sweep.measure(sweep.read(chunk), chunk))
@@ -33,7 +38,13 @@ def run_forward(inputs: LinearInputs, options: LinearOptions) -> TokenStats:
 
 
 def run_backward(
-    upstream: TokenGradients, inputs: LinearInputs, options: LinearOptions, row_state: Tensor, wanted: Wanted
+    upstream: TokenGradients,
+    inputs: LinearInputs,
+    options: LinearOptions,
+    row_state: Tensor,
+    wanted: Wanted,
+    *,
+    make_sweep: Callable[..., ChunkSweep] = ChunkSweep,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of the student's head for any upstream gradients of the outputs.
 
@@ -43,11 +54,12 @@ def run_backward(
         options: As in `run_forward`.
         row_state: From `run_forward`.
         wanted: Which gradients are asked for.
+        make_sweep: As in `run_forward`.
 
     Returns:
         Gradients of hidden states, weight and bias in the computing dtype, (0,) where not wanted.
     """
-    sweep = ChunkSweep(inputs, options)
+    sweep = make_sweep(inputs, options)
     student = sweep.heads.student
     sums = HeadGradients(student, wanted, sweep.dtype)
     of_hidden = torch.zeros_like(student.hidden, dtype=sweep.dtype) if wanted.hidden else None

@@ -96,6 +96,8 @@ def apply_softcap_slope(grad: Tensor, logits: Tensor, softcap: float) -> None:
     for begin in range(0, logits.shape[0], rows):
         capped = logits[begin : begin + rows]
         slope = torch.ones_like(capped).addcmul_(capped, capped, value=-1.0 / softcap**2)
+        # Where a column was taken out its logit is -inf, and its gradient 0.
+        slope.clamp_(min=0.0)
         grad[begin : begin + rows].mul_(slope)
 
 

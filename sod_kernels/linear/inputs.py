@@ -13,7 +13,10 @@ from sod_kernels.types import DivergenceSpec, RowState
 
 
 class Heads(NamedTuple):
-    """The heads of all models; the teacher is None where it is known by lists, the reference without one."""
+    """The heads of all models; the teacher is None where it is known by lists or not at all.
+
+    The reference is None without one.
+    """
 
     student: Head
     teacher: Head | None
@@ -27,7 +30,7 @@ class LinearInputs(NamedTuple):
         student_hidden: (N, H), as `teacher_hidden` and `reference_hidden`, each of its own width.
         student_weight: (>= vocab_size, H), likewise.
         student_bias: (>= vocab_size,) or None, likewise.
-        teacher_hidden: See above; None where the teacher is known by lists.
+        teacher_hidden: See above; None where the teacher is known by lists, or the student measured alone.
         teacher_weight: See above.
         teacher_bias: See above.
         reference_hidden: None without a reference.
@@ -62,16 +65,16 @@ class LinearInputs(NamedTuple):
         return torch.float64 if torch.float64 in wide else torch.float32
 
     @property
-    def function(self) -> str:
-        """Name of the function that was called, for messages."""
-        return "linear_step_kl" if self.teacher_ids is None else "linear_topk_step_kl"
+    def has_target(self) -> bool:
+        """Whether the student is held against anything, rather than measured alone."""
+        return self.teacher_hidden is not None or self.teacher_ids is not None
 
     @property
     def state_width(self) -> int:
         """Columns of the row state."""
-        if self.teacher_ids is None:
+        if self.teacher_hidden is not None:
             return len(RowState)
-        return _list_sweeps.state_width(self.teacher_ids.shape[-1])
+        return _list_sweeps.state_width(0 if self.teacher_ids is None else self.teacher_ids.shape[-1])
 
 
 class LinearOptions(NamedTuple):
@@ -96,6 +99,7 @@ class LinearOptions(NamedTuple):
         group: Name of the process group over which the heads' rows are sharded; None without one.
         first_column: Number of this shard's first column in the whole vocabulary.
         total_columns: Valid columns of the whole vocabulary, of which `vocab_size` are on this rank.
+        function: Name of the function that was called, for messages.
     """
 
     num_steps: int
@@ -116,6 +120,7 @@ class LinearOptions(NamedTuple):
     group: str | None = None
     first_column: int = 0
     total_columns: int = 0
+    function: str = "linear_step_kl"
 
     @property
     def spec(self) -> DivergenceSpec:

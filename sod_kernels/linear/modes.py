@@ -108,7 +108,7 @@ def run_single(batch: Batch, loss: Loss) -> StepKLOutput:
     weights = weighting if isinstance(weighting, Tensor) else None
     if weights is not None:
         like = inputs.student_hidden.new_empty(options.num_steps)
-        weightings.check_step_weights(inputs.function, weights, like)
+        weightings.check_step_weights(options.function, weights, like)
     sod = weighting if type(weighting) is SodWeighting else None
     is_own = callable(weighting) and sod is None
     policy = loss.policy
@@ -156,7 +156,7 @@ def run_double(batch: Batch, loss: Loss, *, is_detached: bool) -> StepKLOutput:
     """
     stats = _shaped(ops.linear_step_kl_forward(*batch.inputs, *batch.options), batch)
     statistics = step_statistics(stats, batch.trajectory, loss.step_divergence, has_sampled=batch.has_sampled)
-    weights = step_weights(batch.inputs.function, loss.weighting, statistics)
+    weights = step_weights(batch.options.function, loss.weighting, statistics)
     policy = loss.policy
     terms = loss_terms(
         stats,

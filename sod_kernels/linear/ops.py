@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sod_kernels._op_registry import Op, refuse_double_backward, register
+from sod_kernels._op_registry import Op, register, register_gradient
 from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
@@ -29,7 +29,8 @@ _OPTIONS = (
     "SymInt num_steps, float student_scale, float teacher_scale, float reference_scale, "
     "float? student_softcap, float? teacher_softcap, float? reference_softcap, "
     "str divergence, float beta, float temperature, SymInt vocab_size, float? min_log_prob, "
-    "SymInt chunk_size, str backend, str? tail, str? group, SymInt first_column, SymInt total_columns"
+    "SymInt chunk_size, str backend, str? tail, str? group, SymInt first_column, SymInt total_columns, "
+    "str function"
 )
 _OBJECTIVE = (
     "Tensor step_trajectory, Tensor? step_weights, Tensor? token_weights, Tensor? denominator, "
@@ -46,18 +47,20 @@ _GRADIENTS = "Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias"
 _FORWARD = f"linear_step_kl_forward({_INPUTS}, {_OPTIONS}) -> ({_TOKENS}, Tensor row_state, Tensor step_sums)"
 _BACKWARD = (
     "linear_step_kl_backward(Tensor grad_token_kl, Tensor grad_token_reference_kl, "
-    f"Tensor grad_student_log_probs, Tensor grad_student_entropy, {_INPUTS}, {_OPTIONS}, Tensor row_state, "
-    f"{_WANTED}) -> ({_GRADIENTS})"
+    f"Tensor grad_student_log_probs, Tensor grad_student_entropy, Tensor row_state, {_WANTED}, {_INPUTS}, "
+    f"{_OPTIONS}) -> ({_GRADIENTS})"
 )
 _LOSS = (
     f"linear_step_kl_loss({_INPUTS}, {_OPTIONS}, {_OBJECTIVE}, {_WANTED}) -> (Tensor loss, {_TOKENS}, "
     f"Tensor step_sums, Tensor step_weights, {_GRADIENTS})"
 )
-_SCALE = f"linear_step_kl_scale(Tensor factor, Tensor learned, {_GRADIENTS}) -> ({_GRADIENTS})"
+_SCALE = f"linear_step_kl_scale(Tensor factor, Tensor learned, {_GRADIENTS}, str function) -> ({_GRADIENTS})"
 _NUM_INPUTS, _NUM_OPTIONS = len(LinearInputs._fields), len(LinearOptions._fields)
 _NUM_BOTH = _NUM_INPUTS + _NUM_OPTIONS
 # Hidden states, weight and bias of the student come first.
 _NUM_LEARNED = len(Wanted._fields)
+# What the backward op takes before them: upstream gradients, the row state, and what is wanted.
+_NUM_GIVEN = len(TokenGradients._fields) + 1 + _NUM_LEARNED
 
 
 def _split(arguments: tuple[Any, ...]) -> tuple[LinearInputs, LinearOptions, tuple[Any, ...]]:
@@ -106,14 +109,14 @@ def _fake_forward(*arguments: Any) -> TokenStats:
 
 
 def _run_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    upstream = TokenGradients(*arguments[:4])
-    inputs, options, (row_state, *wanted) = _split(arguments[4:])
+    upstream, (row_state, *wanted) = TokenGradients(*arguments[:4]), arguments[4:_NUM_GIVEN]
+    inputs, options, _ = _split(arguments[_NUM_GIVEN:])
     return run_backward(upstream, inputs, options, row_state, Wanted(*wanted))
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, _, (_, *wanted) = _split(arguments[4:])
-    return _new_gradients(inputs, Wanted(*wanted))
+    inputs, _, _ = _split(arguments[_NUM_GIVEN:])
+    return _new_gradients(inputs, Wanted(*arguments[5:_NUM_GIVEN]))
 
 
 def _split_loss(arguments: tuple[Any, ...]) -> tuple[LinearInputs, LinearOptions, Objective, Wanted]:
@@ -137,16 +140,24 @@ def _fake_loss(*arguments: Any) -> SingleSweepResult:
     )
 
 
-def _scale(factor: Tensor, learned: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-    return tuple(gradient * factor for gradient in gradients)
+def _scale(factor: Tensor, learned: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(gradient * factor for gradient in rest[:_NUM_LEARNED])
 
 
-def _fake_scale(factor: Tensor, learned: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(gradient) for gradient in gradients)
+def _fake_scale(factor: Tensor, learned: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(gradient) for gradient in rest[:_NUM_LEARNED])
 
 
-def _returned(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Gradients of every argument of an op: of the student's head, in its dtypes, and of nothing else."""
+def gradients_of_all(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """Put together gradients of every argument of an op.
+
+    Args:
+        ctx: Of `remember_learned`.
+        gradients: Of the student's head.
+
+    Returns:
+        Those, in the dtypes of what they belong to, and None for everything else.
+    """
     learned = (
         gradient.to(dtype) if is_needed else None
         for gradient, dtype, is_needed in zip(gradients, ctx.dtypes, ctx.needs_input_grad, strict=False)
@@ -154,7 +165,13 @@ def _returned(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, .
     return (*learned, *(None,) * (ctx.num_arguments - _NUM_LEARNED))
 
 
-def _remember(ctx: Any, arguments: tuple[Any, ...]) -> None:
+def remember_learned(ctx: Any, arguments: tuple[Any, ...]) -> None:
+    """Note how many arguments an op has, and the dtypes of those that are learned.
+
+    Args:
+        ctx: Of autograd.
+        arguments: Hidden states, weight and bias of the student first.
+    """
     ctx.num_arguments = len(arguments)
     ctx.dtypes = [None if each is None else each.dtype for each in arguments[:_NUM_LEARNED]]
 
@@ -164,7 +181,7 @@ def _set_up_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.mark_non_differentiable(stats.teacher_log_probs, stats.row_state, stats.step_sums)
     ctx.save_for_backward(*inputs[:_NUM_INPUTS], stats.row_state)
     ctx.options = inputs[_NUM_INPUTS:]
-    _remember(ctx, inputs)
+    remember_learned(ctx, inputs)
 
 
 def _differentiate_forward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -173,31 +190,56 @@ def _differentiate_forward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...
     *inputs, row_state = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:_NUM_LEARNED]
     gradients = torch.ops.sod_kernels.linear_step_kl_backward(
-        *upstream, *inputs, *ctx.options, row_state, *wanted
+        *upstream, row_state, *wanted, *inputs, *ctx.options
     )
-    return _returned(ctx, gradients)
+    return gradients_of_all(ctx, gradients)
 
 
 def _set_up_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # The options end with it.
+    keep_gradients(ctx, inputs, output, inputs[_NUM_BOTH - 1])
+
+
+def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], function: str) -> None:
+    """Keep the gradients that a single sweep has made, for `scale_gradients`.
+
+    Args:
+        ctx: Of autograd.
+        inputs: Arguments of the op; hidden states, weight and bias of the student come first.
+        output: Loss first; gradients of those three last.
+        function: Name for messages.
+    """
+    ctx.function = function
     ctx.mark_non_differentiable(*output[1:])
     # A gradient of the gradient would come back to what is learned, so that must be at hand to be refused.
     learned = next((each for each in inputs[:_NUM_LEARNED] if each is not None and each.requires_grad), None)
     ctx.save_for_backward(learned, *output[-_NUM_LEARNED:])
     # Or else zeros would be made for every output, and one of those is as large as the head.
     ctx.set_materialize_grads(False)
-    _remember(ctx, inputs)
+    remember_learned(ctx, inputs)
 
 
-def _differentiate_loss(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def scale_gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Scale them with the gradient of the loss.
+
+    Args:
+        ctx: Of `keep_gradients`.
+        grad: Of the loss.
+        *_: Of the other outputs, which have none.
+
+    Returns:
+        Gradients of every argument of the op.
+    """
     num_arguments: int = ctx.num_arguments
     if grad is None:
         return (None,) * num_arguments
     learned, *gradients = ctx.saved_tensors
     if not _may_consume(gradients):
-        return _returned(ctx, torch.ops.sod_kernels.linear_step_kl_scale(grad, learned, *gradients))
+        scaled = torch.ops.sod_kernels.linear_step_kl_scale(grad, learned, *gradients, ctx.function)
+        return gradients_of_all(ctx, scaled)
     if not _is_one(grad):
         gradients = [gradient.mul_(grad) for gradient in gradients]
-    return _returned(ctx, tuple(map(_narrowed, gradients, ctx.dtypes)))
+    return gradients_of_all(ctx, tuple(map(_narrowed, gradients, ctx.dtypes)))
 
 
 def _narrowed(gradient: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -222,11 +264,10 @@ def _may_consume(gradients: list[Tensor]) -> bool:
     return is_eager and not torch.is_grad_enabled() and not keeps_graph()
 
 
-_refuse_double_backward = refuse_double_backward("linear_topk_step_kl or linear_step_kl")
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate_forward, _set_up_forward)
-register(Op(_BACKWARD, _run_backward, _fake_backward), _refuse_double_backward)
-register(Op(_LOSS, _run_loss, _fake_loss), _differentiate_loss, _set_up_loss)
-register(Op(_SCALE, _scale, _fake_scale), _refuse_double_backward)
+register_gradient(Op(_BACKWARD, _run_backward, _fake_backward))
+register(Op(_LOSS, _run_loss, _fake_loss), scale_gradients, _set_up_loss)
+register_gradient(Op(_SCALE, _scale, _fake_scale))
 
 linear_step_kl_forward = torch.ops.sod_kernels.linear_step_kl_forward
 linear_step_kl_loss = torch.ops.sod_kernels.linear_step_kl_loss

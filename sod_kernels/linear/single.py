@@ -12,6 +12,7 @@ steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -57,8 +58,8 @@ class _Pending:
 class _Gradients:
     """Where the gradients of chunks go."""
 
-    def __init__(self, sweep: ChunkSweep, wanted: Wanted) -> None:
-        self._sweep, self._wanted = sweep, wanted
+    def __init__(self, sweep: ChunkSweep, wanted: Wanted, group: str | None) -> None:
+        self._sweep, self._wanted, self._group = sweep, wanted, group
         student = sweep.heads.student
         self.sums = HeadGradients(student, wanted, sweep.dtype)
         self.hidden = torch.zeros_like(student.hidden, dtype=sweep.dtype) if wanted.hidden else None
@@ -90,29 +91,63 @@ class _Gradients:
                     self._sweep.rows.add(self.hidden, of_hidden.mul_(factors[part]), begin)
             pending.hidden.clear()
 
+    def finished(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of hidden states, weight and bias, after the walk; (0,) where not wanted."""
+        if self.hidden is not None and self._group is not None:
+            # Each rank has gone back through its own rows of the head.
+            _collectives.add_up(self.hidden, self._group)
+        empty = self._sweep.rows.ranks.new_empty
+        given = (self.hidden, self.sums.weight, self.sums.bias)
+        hidden, weight, bias = (empty(0, dtype=self._sweep.dtype) if each is None else each for each in given)
+        return hidden, weight, bias
 
-class _SingleSweep:
-    """One walk over a batch."""
+
+class SingleSweep:
+    """One walk over a batch.
+
+    Attributes:
+        sweep: The walk.
+        ledger: Its results.
+        running: Step weights.
+        gradients: Of the loss.
+    """
 
     def __init__(
-        self, inputs: LinearInputs, options: LinearOptions, objective: Objective, wanted: Wanted
+        self,
+        inputs: LinearInputs,
+        options: LinearOptions,
+        objective: Objective,
+        wanted: Wanted,
+        *,
+        make_sweep: Callable[..., ChunkSweep] = ChunkSweep,
+        has_row_state: bool = False,
     ) -> None:
+        """Plan the walk.
+
+        Args:
+            inputs: Tensors.
+            options: Numbers and names of the sweep.
+            objective: What makes the loss.
+            wanted: Which gradients are asked for; none of them for the loss alone.
+            make_sweep: Makes the walk; takes the arguments of `ChunkSweep`.
+            has_row_state: Whether the row state is kept.
+        """
         self._is_wanted = any(wanted)
         # Without a divergence in the loss no gradient waits for a weight.
         waits = self._is_wanted and objective.kl_coefficient != 0.0 and needs_complete_steps(objective)
         self._waits = waits
         self._has_direct = objective.advantages is not None or objective.entropy_coefficient != 0.0
         num_targets = 1 + (inputs.reference_hidden is not None)
-        self.sweep = ChunkSweep(
+        self.sweep = make_sweep(
             inputs,
             options,
             keeps_steps_whole=waits,
             keeps_logits=waits and num_targets + self._has_direct > 1,
             num_waiting=num_targets if wanted.weight else 0,
         )
-        self.ledger = TokenLedger(self.sweep, has_row_state=False)
-        self.running = RunningWeights(inputs.function, objective, self.sweep, self.ledger)
-        self.gradients = _Gradients(self.sweep, wanted)
+        self.ledger = TokenLedger(self.sweep, has_row_state=has_row_state)
+        self.running = RunningWeights(options.function, objective, self.sweep, self.ledger)
+        self.gradients = _Gradients(self.sweep, wanted, options.group)
         self._objective = objective
         self.token_weights, self._advantages, self._old = (
             None if each is None else self.sweep.rows.pick(each).to(self.sweep.dtype)
@@ -134,6 +169,31 @@ class _SingleSweep:
             num_open = chunk.num_open if self._waits else 0
             self._take_back(chunk, inputs, stats, num_open)
             has_open = num_open > 0
+
+    def loss(self) -> Tensor:
+        """Reduce every term over the rows of the plan, after the walk.
+
+        Returns:
+            Scalar.
+        """
+        rows, stats, objective = self.sweep.rows, self.ledger.stats, self._objective
+        policy = self.policy(stats.student_log_probs, slice(None))
+        terms = loss_terms(
+            stats,
+            self.running.per_step(),
+            has_reference=self.sweep.heads.reference is not None,
+            policy_term=None if policy is None else policy[0],
+            kl_coefficient=objective.kl_coefficient,
+            entropy_coefficient=objective.entropy_coefficient,
+        )
+        return reduce_loss(
+            terms,
+            rows.steps[rows.ranks],
+            self.running.statistics(rows.steps.shape[0]),
+            token_weights=self.token_weights,
+            reduction=objective.reduction,
+            denominator=objective.denominator,
+        )
 
     def policy(self, log_probs: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:
         """The policy's term and slope of some rows of the plan; None without one."""
@@ -230,16 +290,12 @@ def run_single_sweep(
     Returns:
         Everything, token tensors (N,).
     """
-    walk = _SingleSweep(inputs, options, objective, wanted)
+    walk = SingleSweep(inputs, options, objective, wanted)
     walk.run()
     outputs = walk.ledger.outputs()
-    gradients = walk.gradients
-    if gradients.hidden is not None and options.group is not None:
-        # Each rank has gone back through its own rows of the head.
-        _collectives.add_up(gradients.hidden, options.group)
-    empty = outputs.token_kl.new_empty
+    hidden, weight, bias = walk.gradients.finished()
     return SingleSweepResult(
-        loss=_loss(walk, objective),
+        loss=walk.loss(),
         token_kl=outputs.token_kl,
         token_reference_kl=outputs.token_reference_kl,
         student_log_probs=outputs.student_log_probs,
@@ -247,30 +303,7 @@ def run_single_sweep(
         student_entropy=outputs.student_entropy,
         step_sums=outputs.step_sums,
         step_weights=walk.running.per_step(),
-        grad_hidden=empty(0) if gradients.hidden is None else gradients.hidden,
-        grad_weight=empty(0) if gradients.sums.weight is None else gradients.sums.weight,
-        grad_bias=empty(0) if gradients.sums.bias is None else gradients.sums.bias,
-    )
-
-
-def _loss(walk: _SingleSweep, objective: Objective) -> Tensor:
-    """Reduce every term over the rows of the plan."""
-    rows, stats = walk.sweep.rows, walk.ledger.stats
-    weights = walk.running.per_step()
-    policy = walk.policy(stats.student_log_probs, slice(None))
-    terms = loss_terms(
-        stats,
-        weights,
-        has_reference=walk.sweep.heads.reference is not None,
-        policy_term=None if policy is None else policy[0],
-        kl_coefficient=objective.kl_coefficient,
-        entropy_coefficient=objective.entropy_coefficient,
-    )
-    return reduce_loss(
-        terms,
-        rows.steps[rows.ranks],
-        walk.running.statistics(rows.steps.shape[0]),
-        token_weights=walk.token_weights,
-        reduction=objective.reduction,
-        denominator=objective.denominator,
+        grad_hidden=hidden,
+        grad_weight=weight,
+        grad_bias=bias,
     )

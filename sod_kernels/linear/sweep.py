@@ -10,7 +10,7 @@ from sod_kernels.linear.heads import Head, apply_softcap_slope, project
 from sod_kernels.linear.inputs import Heads, LinearInputs, LinearOptions, make_heads
 from sod_kernels.linear.plan import Chunk, default_chunk_size, make_plan
 from sod_kernels.linear.rows import PlannedRows
-from sod_kernels.linear.targets import ChunkInputs, row_sweeps
+from sod_kernels.linear.targets import ChunkInputs, RowInputs, row_sweeps
 from sod_kernels.native import memory
 from sod_kernels.types import TokenGradients, TokenInputs, TokenStats
 
@@ -25,6 +25,9 @@ class ChunkSweep:
         chunks: What is walked.
         state_width: Columns of the row state.
     """
+
+    # Columns of the buffers behind those that are projected, which a derived class fills.
+    num_extra = 0
 
     def __init__(
         self,
@@ -47,9 +50,10 @@ class ChunkSweep:
         """
         self.heads: Heads = make_heads(inputs, options)
         self.dtype = inputs.dtype
-        self._spec = options.spec
+        self._width = options.vocab_size
+        self._spec = options._replace(vocab_size=self._width + self.num_extra).spec
         width = inputs.student_weight.shape[0]
-        self._sweeps = row_sweeps(options, width=width)
+        self._sweeps = row_sweeps(options, width=width, has_target=inputs.has_target)
         given = (inputs.teacher_log_probs, inputs.teacher_ids, inputs.teacher_tail)
         self._lists = [each for each in given if each is not None]
         self.state_width = inputs.state_width
@@ -71,7 +75,7 @@ class ChunkSweep:
         self.rows = PlannedRows(plan, hidden.shape[0], hidden.device)
         self._sampled = None if inputs.sampled_ids is None else self.rows.pick(inputs.sampled_ids)
         rows = max((chunk.num_rows for chunk in self.chunks), default=0)
-        buffers = memory.empty((num_buffers, rows, options.vocab_size), self.dtype, hidden.device)
+        buffers = memory.empty((num_buffers, rows, self._width + self.num_extra), self.dtype, hidden.device)
         # The reference comes with a teacher's head only, as the third.
         self._student, self._others = buffers[0], buffers[1:]
         # The last buffer; read only where it was asked for.
@@ -106,6 +110,8 @@ class ChunkSweep:
         student = self._project(heads.student, chunk, self._student)
         ranks = (self.rows.ranks[chunk.begin : chunk.end] - chunk.first_rank).unsqueeze(0)
         sampled = None if self._sampled is None else self._sampled[None, chunk.begin : chunk.end]
+        if heads.teacher is None and sampled is not None and not self._lists:
+            return RowInputs(student, ranks, sampled)
         if heads.teacher is None:
             log_probs, ids, tail = (self.rows.pick(each, chunk).unsqueeze(0) for each in self._lists)
             return ListInputs(student, log_probs, ids, tail, ranks, sampled)
@@ -117,7 +123,7 @@ class ChunkSweep:
 
     def _project(self, head: Head, chunk: Chunk, buffer: Tensor) -> Tensor:
         logits = buffer[: chunk.num_rows]
-        project(head, self.rows.pick(head.hidden, chunk), logits)
+        project(head, self.rows.pick(head.hidden, chunk), logits[:, : self._width])
         return logits.unsqueeze(0)
 
     def measure(self, inputs: ChunkInputs, chunk: Chunk) -> TokenStats:
@@ -154,14 +160,27 @@ class ChunkSweep:
         Returns:
             (c, V) gradient of the product with the weight plus bias, valid until the next call.
         """
-        part = type(inputs)._make(None if each is None else each[:, rows] for each in inputs)
+        part = rows_of(inputs, rows)
         logits, softcap = part.student_logits[0], self.heads.student.softcap
         is_apart = keeps_logits or softcap is not None
         out = self._spare[: logits.shape[0]] if is_apart else logits
         self._sweeps.backward(upstream, part, row_state[:, rows], self._spec, out=out.unsqueeze(0))
         if softcap is not None:
             apply_softcap_slope(out, logits, softcap)
-        return out
+        return out[:, : self._width]
+
+
+def rows_of(inputs: ChunkInputs, rows: slice) -> ChunkInputs:
+    """Take some rows of a chunk.
+
+    Args:
+        inputs: Of the chunk.
+        rows: Which.
+
+    Returns:
+        Views of them.
+    """
+    return type(inputs)._make(None if each is None else each[:, rows] for each in inputs)
 
 
 class TokenLedger:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,13 +37,7 @@ def align(
     spans = torch.empty(2, room, 2, dtype=torch.int64)
     counts = torch.empty(segments[0].shape[0], dtype=torch.int64)
     student, teacher = (
-        library.TokenTable(
-            bytes=table.data.data_ptr(),
-            offsets=table.offsets.data_ptr(),
-            symbols=numbers.data_ptr(),
-            has_prefix_space=table.has_prefix_space,
-        )
-        for table, numbers in zip(tables, symbols, strict=True)
+        _token_table(library, table, numbers) for table, numbers in zip(tables, symbols, strict=True)
     )
     problem = library.AlignmentProblem(
         student=student,
@@ -64,3 +60,12 @@ def align(
     num_units = int(counts.sum())
     # A copy, since the room for more units would be kept alive by a view.
     return spans[0, :num_units].clone(), spans[1, :num_units].clone(), counts
+
+
+def _token_table(library: Any, table: TokenBytes, symbols: Tensor) -> Any:
+    return library.TokenTable(
+        bytes=table.data.data_ptr(),
+        offsets=table.offsets.data_ptr(),
+        symbols=symbols.data_ptr(),
+        has_prefix_space=table.has_prefix_space,
+    )

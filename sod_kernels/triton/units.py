@@ -57,6 +57,16 @@ def _strides(inputs: UnitInputs) -> tuple[int, ...]:
     return inputs.student_logits.stride(0), inputs.teacher_logits.stride(0), shared
 
 
+def _new_stats(inputs: UnitInputs) -> UnitStats:
+    num_units, device = inputs.student_rows.shape[0], inputs.student_logits.device
+    dtype = torch.promote_types(inputs.student_logits.dtype, torch.float32)
+    return UnitStats(
+        unit_kl=torch.empty(num_units, dtype=dtype, device=device),
+        unit_entropy=torch.empty(num_units, dtype=dtype, device=device),
+        unit_state=torch.empty((num_units, len(RowState)), dtype=torch.float64, device=device),
+    )
+
+
 def unit_forward(inputs: UnitInputs, spec: DivergenceSpec, *, config: SweepConfig | None = None) -> UnitStats:
     """Compute the divergence of every unit that is compared.
 
@@ -73,21 +83,15 @@ def unit_forward(inputs: UnitInputs, spec: DivergenceSpec, *, config: SweepConfi
     """
     from sod_kernels.triton.unit_kernels import finish_units_kernel, unit_mixture_kernel, unit_sweep_kernel
 
-    student = inputs.student_logits
+    student, num_units = inputs.student_logits, inputs.student_rows.shape[0]
     config = config or config_for(student).forward
     meta = unit_meta(config, spec.vocab_size)
-    num_units, device = inputs.student_rows.shape[0], student.device
-    dtype = torch.promote_types(student.dtype, torch.float32)
+    stats = _new_stats(inputs)
     temperature = float64_arguments(1.0 / spec.temperature)
     mixture = float64_arguments(spec.beta)
     is_jsd = spec.divergence == "jsd"
-    state = torch.empty((num_units, 2, 3, meta["SPLITS"]), dtype=dtype, device=device)
-    partial = torch.empty((num_units, 3, meta["SPLITS"]), dtype=dtype, device=device) if is_jsd else None
-    stats = UnitStats(
-        unit_kl=torch.empty(num_units, dtype=dtype, device=device),
-        unit_entropy=torch.empty(num_units, dtype=dtype, device=device),
-        unit_state=torch.empty((num_units, len(RowState)), dtype=torch.float64, device=device),
-    )
+    state = stats.unit_kl.new_empty(num_units, 2, 3, meta["SPLITS"])
+    partial = stats.unit_kl.new_empty(num_units, 3, meta["SPLITS"]) if is_jsd else None
     programs = num_units * meta["SPLITS"]
     with torch.cuda.device_of(student):
         launch(

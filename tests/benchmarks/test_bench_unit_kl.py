@@ -20,6 +20,15 @@ def test_both_formulations_agree(batch):
     assert int((lengths > 1).sum()) == 2
 
 
+def test_both_ways_from_hidden_states_agree_and_are_measured(batch):
+    hidden = bench.make_hidden(batch, (12, 20))
+    gap = bench.check(hidden)
+    assert gap["loss"] <= 1e-5
+    assert gap["gradient"] <= 1e-4
+    ours, through_logits = bench.measure(hidden, 0.01)
+    assert (ours["name"], through_logits["name"]) == ("linear_unit_kl", "through_logits")
+
+
 def test_a_disagreement_is_not_timed(batch, monkeypatch):
     monkeypatch.setattr(bench, "our_loss", lambda batch: 1.01 * bench.plain_loss(batch))
     with pytest.raises(SystemExit, match=r"loss: both differ by 0\.01; nothing was timed"):

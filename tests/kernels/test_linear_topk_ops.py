@@ -47,7 +47,7 @@ class TestOpcheck:
         stats = TokenStats(*torch.ops.sod_kernels.linear_step_kl_forward(*inputs, *options))
         fields = ("token_kl", "token_reference_kl", "student_log_probs", "student_entropy")
         upstream = (torch.ones_like(getattr(stats, name)) for name in fields)
-        arguments = (*upstream, *inputs, *options, stats.row_state, True, True, False)
+        arguments = (*upstream, stats.row_state, True, True, False, *inputs, *options)
         torch.library.opcheck(torch.ops.sod_kernels.linear_step_kl_backward, arguments)
 
     def test_loss(self, has_sampled):
@@ -126,7 +126,7 @@ def test_gradient_of_the_gradient_is_refused(single_sweep):
         *learned(student), *lists, PACKED_IDS, single_sweep=single_sweep, backend="reference"
     )
     (grad,) = torch.autograd.grad(out.loss, student["student_hidden"], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"linear_topk_step_kl .*: the gradient of the gradient was asked"):
+    with pytest.raises(RuntimeError, match=r"^linear_topk_step_kl: the gradient of the gradient was"):
         grad.sum().backward()
 
 

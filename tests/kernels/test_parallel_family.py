@@ -11,8 +11,10 @@ from sod_kernels import (
     LinearTopKStepKLLoss,
     SodWeighting,
     TopKStepKLLoss,
+    _collectives,
     linear_step_kl,
     linear_topk_step_kl,
+    step_kl,
     topk_step_kl,
 )
 from sod_kernels.testing import make_case, make_log_prob_inputs
@@ -65,7 +67,7 @@ def test_empty_batches_and_double_backward(group):
     student, teacher, _ = make_inputs()
     out = topk_step_kl(student, *make_teacher_lists(teacher, 3), process_group=group)
     (grad,) = torch.autograd.grad(out.loss, student, create_graph=True)
-    with pytest.raises(RuntimeError, match="create_graph=True"):
+    with pytest.raises(RuntimeError, match=r"^topk_step_kl: .* create_graph=True"):
         grad.sum().backward()
 
 
@@ -144,6 +146,26 @@ class TestBadInput:
     def test_vocab_size(self, function, good, size, message, group):
         with pytest.raises(ValueError, match=f"^{function.__name__}: .*{message}"):
             function(**good, process_group=group, vocab_size=size)
+
+
+@pytest.mark.parametrize(
+    ("function", "batch"),
+    [
+        (step_kl, {"student_logits": torch.zeros(4, 5), "teacher_logits": torch.zeros(4, 5)}),
+        (topk_step_kl, {"student_logits": torch.zeros(4, 5), **LISTS}),
+        (linear_step_kl, HEAD | TEACHER),
+        (linear_topk_step_kl, HEAD | LISTS),
+    ],
+)
+def test_unequal_shards_that_could_not_be_looked_at_name_the_function(function, batch, group, monkeypatch):
+    def gather(message, group):
+        uneven = message.clone()
+        uneven[..., -1] += 1
+        return torch.stack([message, uneven])
+
+    monkeypatch.setattr(_collectives, "gather", gather)
+    with pytest.raises(RuntimeError, match=f"^{function.__name__}: ranks hold unequal shards"):
+        function(**batch, process_group=group)
 
 
 def test_unequal_shards_of_heads(group):

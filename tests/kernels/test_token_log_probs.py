@@ -105,3 +105,11 @@ def test_bad_input(change, error, message):
     arguments = {"student_logits": torch.zeros(2, 5, 13), "ids": torch.zeros(2, 5).long(), **change}
     with pytest.raises(error, match=f"token_log_probs: {message}"):
         token_log_probs(**arguments)
+
+
+def test_gradient_of_the_gradient_is_refused_under_its_own_name():
+    logits = torch.randn(2, 3, requires_grad=True)
+    log_probs = token_log_probs(logits, torch.tensor([0, 2])).log_probs
+    (grad,) = torch.autograd.grad(log_probs.sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"^token_log_probs: the gradient of the gradient was asked for"):
+        grad.sum().backward()

@@ -13,7 +13,7 @@ def _arguments(requires_grad):
     case = make_case("scattered_steps")
     case.student_logits.requires_grad_(requires_grad)
     inputs, upstream = make_log_prob_inputs(case)
-    return inputs, upstream, (inputs.temperature, inputs.vocab_size, "reference")
+    return inputs, upstream, (inputs.temperature, inputs.vocab_size, "reference", "topk_step_kl")
 
 
 def test_opcheck_forward():

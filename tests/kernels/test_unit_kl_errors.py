@@ -51,8 +51,8 @@ CASES = [
     ),
     ({"vocab_map": (IDS, IDS)}, TypeError, "vocab_map is tuple; wanted a VocabMap"),
     ({"units": [(0, 1)]}, TypeError, "units is list; wanted Units"),
-    ({"units": LATE}, ValueError, "units.student_spans ends at row 5; student_logits has 4 rows"),
-    ({"units": LATE_TEACHER}, ValueError, "units.teacher_spans ends at row 4; teacher_logits has 3 rows"),
+    ({"units": LATE}, ValueError, "units.student_spans ends at row 5; student_ids has 4 entries"),
+    ({"units": LATE_TEACHER}, ValueError, "units.teacher_spans ends at row 4; teacher_ids has 3 entries"),
     ({"units": LATE.to("meta")}, ValueError, "units.student_spans is on meta; wanted cpu"),
     (
         {"score": "logprob"},
