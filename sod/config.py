@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from sod.chat_templates import TemplateName
-from sod.config_algorithms import ALGORITHMS, AlgorithmSection, SODSection
+from sod.config_algorithms import ALGORITHMS, AlgorithmSection, PrivilegedSection, SODSection
 from sod.config_engines import EngineSection, LockstepSection
 from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, Section
-from sod.config_teachers import TokenizerSource, VLLMTeacherSection, check_listing_teacher
+from sod.config_teachers import AnyTeacherSection, ModelSection, check_teacher
 from sod.errors import ConfigError
 from sod.parsing import CallFormat
 
@@ -28,16 +28,6 @@ class RunSection(Section):
     """Run folder, created by the run; it must not hold another run."""
     seed: Annotated[int, AtLeast(0)] = 0
     """Root of every random draw; sampling, order and initial noise are derived from it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSection(TokenizerSource):
-    """A checkpoint in the Hugging Face format."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that the weights are kept in."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention code of transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +45,6 @@ class StudentSection(ModelSection):
     """How the student writes calls; "auto": as the environment asks, else as the template writes them."""
     history_rewrites: Literal["refuse", "fork"] = "refuse"
     """Where the template rewrites earlier turns: "refuse" stops, "fork" begins a new token sequence there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherSection(ModelSection):
-    """The frozen model that the student learns from; it must share the student's tokenizer."""
-
-    section: ClassVar[str] = "teacher"
-    name: Literal["local"] = "local"
-    """Name of the kind of teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,8 +252,6 @@ OptimizerSection = AdamWSection | MuonSection
 
 OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamWSection, "muon": MuonSection}
 
-TEACHERS: dict[str, type[Section]] = {"local": TeacherSection, "vllm_server": VLLMTeacherSection}
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -301,7 +280,7 @@ class RunConfig:
     """When checkpoints are written."""
     student: StudentSection | None = None
     """The model that is trained."""
-    teacher: TeacherSection | VLLMTeacherSection | None = None
+    teacher: AnyTeacherSection | None = None
     """The model that it learns from; not for "sft"."""
     data: DataSection | None = None
     """The task files."""
@@ -321,8 +300,8 @@ class RunConfig:
                 f'[teacher] belongs to algorithms {readers}, but [algorithm] name = "{name}"; remove it'
             )
         rollout, trainer = self.rollout, self.trainer
-        if isinstance(self.teacher, VLLMTeacherSection):
-            check_listing_teacher(self.teacher, self.algorithm, rollout.temperature)
+        if self.teacher is not None:
+            check_teacher(self.teacher, self.algorithm, rollout.temperature)
         if self.algorithm.has_reward_term and rollout.num_samples < 2:
             raise ConfigError(
                 f"[rollout] num_samples = {rollout.num_samples}: the reward term of algorithm "
@@ -357,6 +336,12 @@ class RunConfig:
                 f"[evaluation] every = {self.evaluation.every}: there is nothing to evaluate on; "
                 "set [data] eval or every = 0"
             )
+
+    @property
+    def max_teacher_tokens(self) -> int:
+        """Longest sequence that the teacher reads, in tokens."""
+        extra = self.algorithm.max_extra_tokens if isinstance(self.algorithm, PrivilegedSection) else 0
+        return self.rollout.max_trajectory_tokens + extra
 
     @property
     def num_updates(self) -> int:

@@ -112,6 +112,18 @@ class RunFolder:
         self.close()
 
 
+def check_folder(config: RunConfig, *, resume: bool) -> None:
+    """Prove that the run folder is free, or holds the run that is to be gone on with.
+
+    Raises:
+        SodError: See `check_is_new` and `check_is_same_run`.
+    """
+    if resume:
+        check_is_same_run(config)
+    else:
+        check_is_new(config.run.output)
+
+
 def check_is_new(path: Path) -> None:
     """Prove that a run may start in a folder.
 

@@ -23,6 +23,7 @@ from sod.assembly import RunParts, assemble, assemble_objects
 from sod.checkpoint import TrainerState, latest_checkpoint, recover_checkpoint, save_checkpoint
 from sod.config import RunConfig
 from sod.config_algorithms import SODSection
+from sod.config_teachers import SelfTeacherSection
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment
 from sod.errors import ServiceUnavailableError, TrainingError
@@ -51,6 +52,7 @@ from sod.seeding import seed_generators, take_from
 from sod.teacher.base import AnyTeacher, ListingTeacher
 from sod.teacher.cache import RoundTargets
 from sod.teacher.local import LocalTeacher
+from sod.teacher.routed import RoutedTeacher
 from sod.types import Task, Trajectory
 
 ALIGNMENT_BOUND = {"float32": 0.02, "bfloat16": 1.0}
@@ -63,7 +65,7 @@ class SODTrainer:
     def __init__(
         self,
         student: PreTrainedModel | str,
-        teacher: AnyTeacher | PreTrainedModel | str | None = None,
+        teacher: AnyTeacher | PreTrainedModel | SelfTeacherSection | str | None = None,
         environment: BuiltEnvironment | EnvironmentFactory | None = None,
         *,
         config: RunConfig,
@@ -79,7 +81,8 @@ class SODTrainer:
 
         Args:
             student: The model that is trained, or where to load it from.
-            teacher: Who scores; a model is frozen. None for algorithm "sft".
+            teacher: Who scores; a model is frozen. None for algorithm "sft"; `SelfTeacherSection()` for the
+                student itself.
             environment: What the student acts in; a bare factory where its environments have no tools that
                 the template must tell of. Or None and `tools` with `reward`.
             config: Settings; `student`, `teacher`, `data` and `environment` sections are not read.
@@ -250,7 +253,14 @@ class SODTrainer:
         return trajectories
 
     def _updates(self, trajectories: Sequence[Trajectory]) -> None:
-        plan = plan_round(trajectories, self.config, round_index=self.state.round, pad_id=self.parts.pad_id)
+        teacher = self.parts.teacher
+        plan = plan_round(
+            trajectories,
+            self.config,
+            round_index=self.state.round,
+            pad_id=self.parts.pad_id,
+            routes=teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None,
+        )
         kept_mib = self.config.trainer.teacher_cache_mib if self.config.trainer.epochs > 1 else 0
         targets = RoundTargets(self.parts.teacher, self._reference, max_bytes=kept_mib * MIB)
         for position in range(self.state.updates_in_round, len(plan)):

@@ -11,6 +11,7 @@ from sod.algorithms.grpo import GRPO, grpo
 from sod.algorithms.iw_opd import iw_opd
 from sod.algorithms.objective import Divergence, StepObjective
 from sod.algorithms.opd import opd
+from sod.algorithms.opsd import opsd
 from sod.algorithms.sft import SFT
 from sod.algorithms.sod import sod
 from sod.algorithms.stm import stm
@@ -23,6 +24,8 @@ from sod.config_algorithms import (
     GRPOSection,
     IWOPDSection,
     OPDSection,
+    OPSDAnswerSection,
+    OPSDHintSection,
     SFTSection,
     SODSection,
     STMSection,
@@ -44,6 +47,7 @@ __all__ = [
     "iw_opd",
     "make_algorithm",
     "opd",
+    "opsd",
     "sod",
     "stm",
     "tcod",
@@ -85,6 +89,8 @@ def make_algorithm(
             made = iw_opd(section)
         case TIPSection():
             made = tip(section)
+        case OPSDAnswerSection() | OPSDHintSection():
+            made = opsd(section)
     if section.has_ratio:
         made = replace(made, divergence=replace(made.divergence, temperature=sampling_temperature))
     return replace(made, vocab_size=vocab_size)

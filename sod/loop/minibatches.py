@@ -10,7 +10,7 @@ from sod.config import RunConfig
 from sod.errors import DataError
 from sod.packing import Batch, num_trained_tokens, pack
 from sod.seeding import derive_seed, permutation
-from sod.tokenization import tokenize_trajectory
+from sod.tokenization import tokenize_for_teacher, tokenize_trajectory
 from sod.types import Trajectory
 
 
@@ -30,7 +30,12 @@ class Minibatch:
 
 
 def plan_round(
-    trajectories: Sequence[Trajectory], config: RunConfig, *, round_index: int, pad_id: int
+    trajectories: Sequence[Trajectory],
+    config: RunConfig,
+    *,
+    round_index: int,
+    pad_id: int,
+    routes: Sequence[str] | None = None,
 ) -> list[Minibatch]:
     """Divide a round's trajectories into minibatches, and order them for every epoch.
 
@@ -42,6 +47,7 @@ def plan_round(
         config: Sizes and the root seed.
         round_index: The round, seeds the draws.
         pad_id: Token id of padding.
+        routes: Name of the teacher of each trajectory; None where there is one teacher.
 
     Returns:
         One entry per update, in order.
@@ -51,6 +57,7 @@ def plan_round(
     """
     seed, size = config.run.seed, config.trainer.minibatch_trajectories
     sequences = [tokenize_trajectory(trajectory) for trajectory in trajectories]
+    told = tokenize_for_teacher(trajectories)
     # Relative to the whole group, so before minibatches tear it apart.
     advantages = group_advantages(trajectories) if config.algorithm.has_reward_term else None
     order = permutation(len(trajectories), derive_seed(seed, "minibatch", round_index))
@@ -64,6 +71,8 @@ def plan_round(
             max_tokens=config.trainer.max_microbatch_tokens,
             pad_id=pad_id,
             advantages=advantages,
+            told=told,
+            routes=routes,
         )
         num_tokens = num_trained_tokens([sequences[i] for i in chosen])
         if num_tokens == 0:

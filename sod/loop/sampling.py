@@ -20,6 +20,7 @@ from sod.evaluate import EvalResult, summarise
 from sod.reward_shaping import shape_rewards
 from sod.rollout.collector import RolloutLimits, collect
 from sod.rollout.history import History
+from sod.rollout.privilege import Privilege, privilege_of
 from sod.seeding import derive_seed
 from sod.tools import ToolRunner
 from sod.types import Task, Trajectory
@@ -89,8 +90,9 @@ class Sampler:
         """
         settings = self.config.rollout
         seed = derive_seed(self.config.run.seed, "rollout", round_index)
+        privilege = privilege_of(self.config.algorithm)
         trajectories = self._collect(
-            tasks, settings.temperature, settings.top_p, settings.num_samples, seed, progress
+            tasks, settings.temperature, settings.top_p, settings.num_samples, seed, progress, privilege
         )
         return shape_rewards(trajectories, self.renderer.parse, self.config.reward)
 
@@ -112,6 +114,7 @@ class Sampler:
         num_samples: int,
         seed: int,
         progress: Progress | None,
+        privilege: Privilege | None = None,
     ) -> list[Trajectory]:
         rollout = self.config.rollout
         params = SamplingParams(
@@ -140,6 +143,7 @@ class Sampler:
                 runner=self.runner,
                 num_samples=num_samples,
                 history=History(window=None if rollout.history == "full" else rollout.history_window or 0),
+                privilege=privilege,
                 progress=progress,
             )
 

@@ -123,9 +123,11 @@ def _turn_from_dict(values: Mapping[str, Any]) -> Turn:
         ToolResult(**{**result, "outcome": ToolOutcome(result["outcome"])}) for result in values["results"]
     )
     changed["stop_reason"] = StopReason(values["stop_reason"])
-    # Files of before this was looked at do not have it.
+    # Older files have neither of these two.
     drift = values.get("drift")
     changed["drift"] = None if drift is None else Drift(drift)
+    told = values.get("teacher_context_ids")
+    changed["teacher_context_ids"] = None if told is None else tuple(told)
     return Turn(**{**values, **changed})
 
 

@@ -299,7 +299,7 @@ def test_the_estimate_of_activations_is_near_what_a_forward_pass_keeps(has_check
 def test_memory_follows_the_settings(folder):
     config = load_config(folder / "run.toml", [])
     shape = ModelShape.of(load_architecture(config.student))
-    teacher = ModelShape.of(load_architecture(config.teacher))
+    teacher = (ModelShape.of(load_architecture(config.teacher)),)
     base = estimate_phases(config, shape, teacher)
     muon = load_config(folder / "run.toml", ["optimizer.name='muon'"])
     assert estimate_phases(muon, shape, teacher)["update"] == base["update"] - shape.weight_bytes
