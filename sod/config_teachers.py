@@ -40,7 +40,7 @@ class KeptScores(TokenizerSource):
     section: ClassVar[str] = "teacher"
     keep_scores: Literal["round", "run", "folder"] = "round"
     """"round" keeps scores in memory over its epochs; "run" and "folder" keep the `num_top` most likely ids
-    of every token on disk too, in the run folder or in `scores_folder`, for who scores the same text again."""
+    of every token on disk too, in the run folder or in `scores_folder`, for whoever scores it again."""
     scores_folder: Path | None = None
     """Folder for keep_scores = "folder"; runs and teachers may share it."""
 

@@ -36,7 +36,9 @@ class Privilege:
         """
         name, field = self.section.name, self.section.told_field
         value = task.fields.get(field)
-        found = _trace(value) if _is_conversation(value) else _plain(value)
+        found = (
+            _trace(value) if isinstance(value, list | tuple) and _is_conversation(value) else _plain(value)
+        )
         if not found:
             wanted = "a text, a number or a list of them"
             if self.section.name == "opsd_hint":
@@ -115,8 +117,8 @@ def _plain(value: Any) -> str:
     return " or ".join(str(one) for one in values).strip() if is_plain else ""
 
 
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+def _is_conversation(values: Sequence[Any]) -> bool:
+    return bool(values) and all(isinstance(one, Mapping) for one in values)
 
 
 def _trace(messages: Sequence[Message]) -> str:

@@ -108,7 +108,7 @@ class KeptTeacher:
         scores = teacher_scores(self.teacher, part)
         listed = scores if isinstance(scores, TopScores) else self._listed(scores, part.labels)
         counts = [len(rows) for rows in _places(part).values()]
-        columns = zip(listed.log_probs.split(counts), listed.ids.split(counts), strict=True)
+        columns = zip(torch.split(listed.log_probs, counts), torch.split(listed.ids, counts), strict=True)
         each = [TopScores(log_probs=log_probs.cpu(), ids=ids.cpu()) for log_probs, ids in columns]
         return dict(zip(sequences, each, strict=True))
 
@@ -137,7 +137,8 @@ class KeptTeacher:
         entry = self._connection().execute(query, (key,)).fetchone()
         if entry is None:
             return None
-        scores = _unpacked(*entry, num_rows)
+        payload, checksum = entry
+        scores = _unpacked(payload, checksum, num_rows)
         if scores is None:
             self.num_damaged += 1
             warnings.warn(f"{self._path}: a damaged entry is made again", RuntimeWarning, stacklevel=2)

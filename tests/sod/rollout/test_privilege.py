@@ -8,12 +8,17 @@ from functools import partial
 import pytest
 import torch
 
+from sod.algorithms import LossContext, make_algorithm
 from sod.chat import ChatRenderer
-from sod.config_algorithms import OPDSAnswerSection, OPDSection, OPDSHintSection
+from sod.config import AdamWSection
+from sod.config_algorithms import OPDSection, OPSDAnswerSection, OPSDHintSection
+from sod.config_teachers import SelfTeacherSection
 from sod.engines.base import SamplingParams
 from sod.engines.scripted import ScriptedEngine
 from sod.envs.tool_env import ToolEnvironment
 from sod.errors import ConfigError, DataError, RolloutError
+from sod.loop.update import UpdateSettings, run_update
+from sod.optim import OptimizerSet
 from sod.packing import pack
 from sod.rewards import get_reward
 from sod.rollout.collector import RolloutLimits, collect
@@ -24,6 +29,7 @@ from sod.scoring import row_logits
 from sod.teacher import CurrentPolicy, LocalTeacher
 from sod.teacher.base import teacher_scores
 from sod.teacher.cache import RoundTargets
+from sod.teacher.factory import own_teacher
 from sod.tokenization import tokenize_for_teacher, tokenize_trajectory
 from sod.tools import ToolRunner, tool
 from sod.types import Task, Turn
@@ -62,11 +68,11 @@ def task(name="t", **fields):
 @pytest.mark.parametrize(
     ("section", "fields", "text"),
     [
-        (OPDSAnswerSection(), {"answer": "42"}, "42"),
-        (OPDSAnswerSection(), {"answer": 42}, "42"),
-        (OPDSAnswerSection(), {"answer": ["Rome", "Roma"]}, "Rome or Roma"),
-        (OPDSHintSection(), {"hint": "add them"}, "add them"),
-        (OPDSHintSection(hint_field="messages"), {"messages": TRACE}, '1. I add. add({"a": 17, "b": 25})'),
+        (OPSDAnswerSection(), {"answer": "42"}, "42"),
+        (OPSDAnswerSection(), {"answer": 42}, "42"),
+        (OPSDAnswerSection(), {"answer": ["Rome", "Roma"]}, "Rome or Roma"),
+        (OPSDHintSection(), {"hint": "add them"}, "add them"),
+        (OPSDHintSection(hint_field="messages"), {"messages": TRACE}, '1. I add. add({"a": 17, "b": 25})'),
     ],
 )
 def test_what_a_teacher_is_told(section, fields, text):
@@ -82,14 +88,14 @@ def test_what_a_teacher_is_told(section, fields, text):
     ("section", "fields", "words"),
     [
         (
-            OPDSAnswerSection(),
+            OPSDAnswerSection(),
             {"hint": "x"},
             r"tells the teacher fields\['answer'\] .* is 'None'; wanted a text",
         ),
-        (OPDSAnswerSection(), {"answer": {"inputs": []}}, "wanted a text, a number or a list of them"),
-        (OPDSHintSection(), {"answer": "42"}, r'"opsd_hint" tells the teacher fields\[.hint.\]'),
-        (OPDSHintSection(), {"hint": " "}, "Add the column to"),
-        (OPDSHintSection(hint_field="m"), {"m": TRACE[-1:]}, "conversation of at least two turns"),
+        (OPSDAnswerSection(), {"answer": {"inputs": []}}, "wanted a text, a number or a list of them"),
+        (OPSDHintSection(), {"answer": "42"}, r'"opsd_hint" tells the teacher fields\[.hint.\]'),
+        (OPSDHintSection(), {"hint": " "}, "Add the column to"),
+        (OPSDHintSection(hint_field="m"), {"m": TRACE[-1:]}, "conversation of at least two turns"),
     ],
 )
 def test_a_task_without_it_is_named(section, fields, words):
@@ -100,11 +106,11 @@ def test_a_task_without_it_is_named(section, fields, words):
 def test_settings_and_prompts_without_a_place_for_it():
     assert privilege_of(OPDSection()) is None
     with pytest.raises(ConfigError, match=r"\[algorithm\] prompt = 'Think': wanted \{hint\} in it once"):
-        OPDSHintSection(prompt="Think")
+        OPSDHintSection(prompt="Think")
     with pytest.raises(ConfigError, match="in it once, where"):
-        OPDSAnswerSection(prompt="{answer} {answer}")
+        OPSDAnswerSection(prompt="{answer} {answer}")
     with pytest.raises(RolloutError, match=r"opens with roles \['system'\]"):
-        privilege_of(OPDSAnswerSection()).told(task(), task().messages[:1])
+        privilege_of(OPSDAnswerSection()).told(task(), task().messages[:1])
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +141,14 @@ def rollout(renderer, section, *, history=None, **changes):
 
 
 def test_only_prompts_differ_and_everything_behind_them_is_kept(renderer, tmp_path):
-    plain, told = rollout(renderer, OPDSection()), rollout(renderer, OPDSAnswerSection())
+    plain, told = rollout(renderer, OPDSection()), rollout(renderer, OPSDAnswerSection())
     stripped = [replace(turn, teacher_context_ids=None) for turn in told.turns]
     seconds = [[replace(r, seconds=0.0) for r in turn.results] for turn in plain.turns]
     assert [[replace(r, seconds=0.0) for r in turn.results] for turn in stripped] == seconds
     assert [(t.context_ids, t.sampled_ids) for t in stripped] == [
         (t.context_ids, t.sampled_ids) for t in plain.turns
     ]
-    messages = privilege_of(OPDSAnswerSection()).told(task(), task().messages)
+    messages = privilege_of(OPSDAnswerSection()).told(task(), task().messages)
     assert told.turns[0].teacher_context_ids == renderer.prompt_ids(messages)
     assert told.turns[1].teacher_context_ids is None
     assert tokenize_for_teacher([plain]) is None
@@ -159,7 +165,7 @@ def test_only_prompts_differ_and_everything_behind_them_is_kept(renderer, tmp_pa
 
 
 def test_every_sequence_of_a_trajectory_begins_with_a_prompt_of_its_own(renderer):
-    made = rollout(renderer, OPDSAnswerSection(), history=History(window=0))
+    made = rollout(renderer, OPSDAnswerSection(), history=History(window=0))
     assert made.segments == (0, 1)
     for turn in made.turns:
         extra = renderer.decode(turn.teacher_context_ids)
@@ -169,13 +175,14 @@ def test_every_sequence_of_a_trajectory_begins_with_a_prompt_of_its_own(renderer
 
 
 def test_a_template_that_rewrites_its_history_does_so_for_the_teacher_too(tiny_tokenizer):
-    rewriting = ChatRenderer(tiny_tokenizer, tools=(add,), rewrites="fork", chat_template=_COUNTING)
-    made = rollout(rewriting, OPDSAnswerSection(), history=History())
+    options = {"rewrites": "fork", "chat_template": _COUNTING, "call_format": "hermes"}
+    rewriting = ChatRenderer(tiny_tokenizer, tools=(add,), **options)
+    made = rollout(rewriting, OPSDAnswerSection(), history=History())
     assert made.segments == (0, 1)
     second = rewriting.decode(made.turns[1].teacher_context_ids)
     assert "The right answer is: 42" in second
     own = rewriting.decode(made.turns[1].context_ids)
-    told = OPDSAnswerSection().prompt.replace("{answer}", "42")
+    told = OPSDAnswerSection().prompt.replace("{answer}", "42")
     assert second == own.replace("17+25?", "17+25?" + told)
 
 
@@ -192,12 +199,12 @@ def test_a_prompt_that_is_too_long_is_named(renderer):
     with pytest.raises(
         RolloutError, match=r"task 't': the teacher's prompt has \d+ tokens more .* = 3\. Raise"
     ):
-        rollout(renderer, OPDSAnswerSection(max_extra_tokens=3))
+        rollout(renderer, OPSDAnswerSection(max_extra_tokens=3))
 
 
 @pytest.fixture
 def batch(renderer):
-    one = rollout(renderer, OPDSAnswerSection())
+    one = rollout(renderer, OPSDAnswerSection())
     other = replace(
         one, turns=(one.turns[0], replace(one.turns[1], sampled_ids=one.turns[1].sampled_ids[-2:]))
     )
@@ -224,6 +231,32 @@ def test_the_teacher_scores_the_same_rows_behind_its_own_prompt(batch, tiny_mode
     torch.testing.assert_close(scores, torch.cat(wanted), rtol=1e-4, atol=1e-4)
     own = row_logits(tiny_model, made).detach()
     assert float((own - scores).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("section", "weights"),
+    [(OPSDAnswerSection(), "start"), (OPSDHintSection(divergence="reverse_kl"), "current")],
+)
+def test_the_student_comes_to_write_what_it_would_if_it_were_told(batch, tiny_model, section, weights):
+    made, _ = batch
+    teacher = own_teacher(SelfTeacherSection(weights=weights), tiny_model)
+    algorithm = make_algorithm(section, vocab_size=tiny_model.config.vocab_size)
+    optimizer = OptimizerSet(tiny_model, AdamWSection(learning_rate=1e-3))
+    settings = UpdateSettings(
+        context=LossContext(denominator=made.num_rows, round_number=1),
+        learning_rate=1e-3,
+        learning_rate_scale=1.0,
+        max_grad_norm=1.0,
+    )
+
+    def update(batch):
+        targets = RoundTargets(teacher, None, max_bytes=0).source(0)
+        return run_update(tiny_model, optimizer, algorithm, [batch], targets, settings).metrics["loss/total"]
+
+    assert update(replace(made, told=None)) == pytest.approx(0.0, abs=1e-5)
+    losses = [update(made) for _ in range(10)]
+    assert losses[0] > 0.01
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_other_responses_are_refused(batch):
