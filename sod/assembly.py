@@ -46,7 +46,7 @@ class RunParts:
         environment: What the student acts in; None for "sft" without evaluation.
         tasks: Training tasks; empty for "sft".
         eval_tasks: Held-out tasks.
-        expert: Expert trajectories, for "sft" only.
+        expert: Expert trajectories, for "sft" and "gkd".
     """
 
     student: PreTrainedModel
@@ -117,7 +117,7 @@ def assemble(config: RunConfig) -> RunParts:
         has_eval = config.data is not None and config.data.eval is not None
         eval_tasks = load_task_file(config, "eval") if has_eval else ()
         tasks = () if is_sft else load_task_file(config, "train")
-        expert = load_expert(config, renderer) if is_sft else ()
+        expert = load_expert(config, renderer) if config.algorithm.reads_expert else ()
         check_tasks(config, tasks)
         student = load_student(section, pick_device(config))
         parts = RunParts(
@@ -242,9 +242,9 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
     name = config.algorithm.name
     if parts.teacher is not None and not config.algorithm.needs_teacher:
         raise ConfigError(f'a teacher was given, but algorithm "{name}" reads none; remove it')
-    if is_sft and not parts.expert:
-        raise ConfigError('algorithm "sft" needs expert trajectories, but there are none; pass expert=')
-    if not is_sft and parts.expert:
+    if config.algorithm.reads_expert and not parts.expert:
+        raise ConfigError(f'algorithm "{name}" needs expert trajectories, but there are none; pass expert=')
+    if not config.algorithm.reads_expert and parts.expert:
         raise ConfigError(f'expert trajectories were given, but algorithm "{name}" reads none; remove them')
     if config.algorithm.needs_teacher and parts.teacher is None:
         raise ConfigError(f'algorithm "{name}" needs a teacher, but there is none; pass teacher=')

@@ -1,4 +1,4 @@
-"""The command line: `sod doctor | train | eval | rollout | score | tasks | demo`."""
+"""The command line: `sod doctor | train | eval | rollout | score | replay | tasks | demo`."""
 
 from __future__ import annotations
 
@@ -226,6 +226,38 @@ def score(
         Console().print(table)
         if output is not None:
             output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    output: Annotated[Path, typer.Option(help="Folder of the replay, new or empty.")],
+    overrides: Overrides = None,
+    is_quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
+) -> None:
+    """Make a run again from its stored trajectories: the same turns, today's tools, teacher and code.
+
+    Says whether every number of every update is that of the run, or where the first is not. With other
+    settings (--set) the student moves elsewhere, and what is stored is not its own any more after the first
+    round: the alignment check stops there unless trainer.alignment_bound=inf says that this is meant.
+    """
+    with errors_reported():
+        from sod.loop.display import Display
+        from sod.loop.signals import StopRequested
+        from sod.replay import first_difference, replay_config
+        from sod.run_folder import CONFIG_FILE
+        from sod.trainer import SODTrainer
+
+        settings = replay_config(run, output, overrides or [])
+        try:
+            SODTrainer.from_config(settings, display=Display(is_quiet=is_quiet)).train()
+        except StopRequested as stop:
+            again = f"sod train {settings.run.output / CONFIG_FILE} --resume"
+            typer.echo(f"{signal.Signals(stop.signal_number).name}: stopped; go on with: {again}", err=True)
+            raise typer.Exit(128 + stop.signal_number) from None
+        difference = first_difference(run, settings.run.output)
+        same = f"every number of {settings.num_updates} updates is that of {run}"
+        typer.echo(same if difference is None else f"differs from {run} first in {difference}")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from sod.chat_templates import TemplateName
 from sod.config_algorithms import ALGORITHMS, AlgorithmSection, PrivilegedSection, SODSection
-from sod.config_engines import EngineSection, LockstepSection
+from sod.config_engines import EngineSection, LockstepSection, ReplaySection
 from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, Section
 from sod.config_teachers import AnyTeacherSection, ModelSection, check_teacher
@@ -54,6 +54,8 @@ class DataSection(Section):
     section: ClassVar[str] = "data"
     train: Path
     """Training rows: tasks, or for algorithm "sft" expert conversations (or a trajectories file)."""
+    expert: Path | None = None
+    """Expert conversations (or a trajectories file) beside the tasks, for algorithm "gkd"."""
     eval: Path | None = None
     """Held-out tasks for evaluation; None for no evaluation."""
     prompt_column: str = "prompt"
@@ -331,6 +333,15 @@ class RunConfig:
                 f"[rollout] max_trajectory_tokens = {rollout.max_trajectory_tokens}, "
                 "or one trajectory would not fit"
             )
+        if self.evaluation.every and isinstance(self.engine, ReplaySection):
+            raise ConfigError(
+                f'[evaluation] every = {self.evaluation.every}: engine "replay" plays what was stored, '
+                "and evaluations are not; set every = 0"
+            )
+        wants_both = self.algorithm.reads_expert and self.algorithm.is_on_policy
+        if self.data is not None and (self.data.expert is not None) != wants_both:
+            what = "is missing; give a file of expert conversations to" if wants_both else "is not read by"
+            raise ConfigError(f'[data] expert {what} algorithm "{name}"')
         if self.evaluation.every and self.data is not None and self.data.eval is None:
             raise ConfigError(
                 f"[evaluation] every = {self.evaluation.every}: there is nothing to evaluate on; "
@@ -344,6 +355,12 @@ class RunConfig:
         return self.rollout.max_trajectory_tokens + extra
 
     @property
+    def trajectories_per_round(self) -> int:
+        """Trajectories that a round trains on."""
+        samples = self.rollout.num_samples if self.algorithm.is_on_policy else 1
+        return self.trainer.tasks_per_round * samples
+
+    @property
     def num_updates(self) -> int:
         """Optimiser updates over the whole run."""
         return self.trainer.rounds * self.updates_per_round
@@ -351,6 +368,4 @@ class RunConfig:
     @property
     def updates_per_round(self) -> int:
         """Optimiser updates made from one round."""
-        samples = self.rollout.num_samples if self.algorithm.is_on_policy else 1
-        trajectories = self.trainer.tasks_per_round * samples
-        return self.trainer.epochs * -(-trajectories // self.trainer.minibatch_trajectories)
+        return self.trainer.epochs * -(-self.trajectories_per_round // self.trainer.minibatch_trajectories)

@@ -48,6 +48,25 @@ class OPDSection(RewardedSection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GKDSection(DistillationSection):
+    """Distillation on rounds of the student's own and of an expert's trajectories (arXiv 2306.13649)."""
+
+    name: Literal["gkd"] = "gkd"
+    """Name of the algorithm."""
+    form: Literal["vocab"] = "vocab"
+    """An expert's tokens were not sampled, so there is no other form."""
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "jsd"
+    """Divergence between student and teacher at each token, in nats."""
+    on_policy_share: Annotated[float, Above(0), AtMost(1)] = 0.5
+    """Probability that a round is the student's own; else it reads as many trajectories of [data] expert."""
+
+    @property
+    def reads_expert(self) -> bool:
+        """Whether there are such rounds."""
+        return self.on_policy_share < 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatedOPDSection(RewardedSection):
     """The reward, and distillation that grows where a trajectory did worse than its group."""
 
@@ -285,6 +304,7 @@ AlgorithmSection = (
     | TCODSection
     | IWOPDSection
     | TIPSection
+    | GKDSection
     | OPSDAnswerSection
     | OPSDHintSection
 )
@@ -300,6 +320,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
     "tcod": TCODSection,
     "iw_opd": IWOPDSection,
     "tip": TIPSection,
+    "gkd": GKDSection,
     "opsd_gt": OPSDAnswerSection,
     "opsd_hint": OPSDHintSection,
 }

@@ -19,6 +19,11 @@ class BaseAlgorithmSection(Section):
     needs_reference: ClassVar[bool] = False
 
     @property
+    def reads_expert(self) -> bool:
+        """Whether it trains on expert conversations, in some rounds or all."""
+        return not self.is_on_policy
+
+    @property
     def has_reward_term(self) -> bool:
         """Whether the reward has a coefficient above 0 at any time."""
         return False

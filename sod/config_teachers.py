@@ -166,6 +166,11 @@ def check_teacher(
             f'[teacher] name = "self" has nothing to teach with algorithm "{algorithm.name}", where it reads '
             'what the student reads; wanted algorithm "opsd_gt" or "opsd_hint", or another teacher'
         )
+    if isinstance(teacher, RoutedTeacherSection) and algorithm.reads_expert:
+        raise ConfigError(
+            f'[teacher] name = "routed" goes by tasks, but algorithm "{algorithm.name}" reads expert '
+            "conversations too, which name no route; wanted one teacher"
+        )
     for section in teacher_checkpoints(teacher):
         if section.is_listing:
             _check_listing(section, algorithm, sampling_temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from sod.chat import ChatRenderer
@@ -36,6 +37,13 @@ def load_task_file(config: RunConfig, which: Literal["train", "eval"]) -> Sequen
     )
 
 
+def expert_file(config: RunConfig) -> Path | None:
+    """Give the file of expert conversations of a run; None where it reads none."""
+    if config.data is None or not config.algorithm.reads_expert:
+        return None
+    return config.data.expert if config.algorithm.is_on_policy else config.data.train
+
+
 def load_expert(config: RunConfig, renderer: ChatRenderer) -> Sequence[Trajectory]:
     """Read expert trajectories: a trajectories file (.jsonl.gz), or rows of chat messages.
 
@@ -43,9 +51,9 @@ def load_expert(config: RunConfig, renderer: ChatRenderer) -> Sequence[Trajector
         ConfigError: If the configuration names no file.
         DataError: Naming file, row and column.
     """
-    if config.data is None:
+    path = expert_file(config)
+    if config.data is None or path is None:
         raise ConfigError("[data] train is missing; give a file of expert conversations")
-    path = config.data.train
     is_stored = path.name.endswith(".jsonl.gz")
     expert = read_trajectories(path) if is_stored else expert_trajectories(path, renderer)
     return expert[: config.data.train_limit]

@@ -30,7 +30,7 @@ from sod.errors import ServiceUnavailableError, TrainingError
 from sod.evaluate import rollout_metrics
 from sod.loop.alignment import Canary, check_versions
 from sod.loop.display import Display
-from sod.loop.minibatches import Minibatch, plan_round
+from sod.loop.minibatches import Minibatch, is_own_round, plan_round
 from sod.loop.records import (
     add_steps,
     anchor_warning,
@@ -52,7 +52,6 @@ from sod.seeding import seed_generators, take_from
 from sod.teacher.base import AnyTeacher, ListingTeacher
 from sod.teacher.cache import RoundTargets
 from sod.teacher.local import LocalTeacher
-from sod.teacher.routed import RoutedTeacher
 from sod.types import Task, Trajectory
 
 ALIGNMENT_BOUND = {"float32": 0.02, "bfloat16": 1.0}
@@ -91,7 +90,7 @@ class SODTrainer:
             reward: Name of a reward or a function (task, text) -> float.
             tasks: Training tasks.
             eval_tasks: Held-out tasks.
-            expert: Expert trajectories, for "sft".
+            expert: Expert trajectories, for "sft" and "gkd".
             display: Where progress is shown; None for stderr.
         """
         parts = assemble_objects(
@@ -238,8 +237,9 @@ class SODTrainer:
 
     def _trajectories(self, index: int) -> list[Trajectory]:
         count, seed = self.config.trainer.tasks_per_round, self.config.run.seed
-        if not self.config.algorithm.is_on_policy:
-            return take_from(self.parts.expert, self.state.cursor, count, seed=seed)
+        if not is_own_round(self.config, index):
+            whole = self.config.trajectories_per_round
+            return take_from(self.parts.expert, self.state.cursor // count * whole, whole, seed=seed)
         path = self._folder.trajectories(index)
         if self.state.updates_in_round:
             return read_trajectories(path)
@@ -253,13 +253,12 @@ class SODTrainer:
         return trajectories
 
     def _updates(self, trajectories: Sequence[Trajectory]) -> None:
-        teacher = self.parts.teacher
         plan = plan_round(
             trajectories,
             self.config,
             round_index=self.state.round,
             pad_id=self.parts.pad_id,
-            routes=teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None,
+            teacher=self.parts.teacher,
         )
         kept_mib = self.config.trainer.teacher_cache_mib if self.config.trainer.epochs > 1 else 0
         targets = RoundTargets(self.parts.teacher, self._reference, max_bytes=kept_mib * MIB)
@@ -267,8 +266,8 @@ class SODTrainer:
             self._stop.check()
             minibatch = plan[position]
             seed_generators(self.config.run.seed, "update", self.state.update)
-            is_on_policy = self.config.algorithm.is_on_policy
-            watch = self._canary.watch(trajectories, is_first=position == 0) if is_on_policy else None
+            is_own = is_own_round(self.config, self.state.round)
+            watch = self._canary.watch(trajectories, is_first=position == 0) if is_own else None
             result = run_update(
                 self.model,
                 self._optimizer,

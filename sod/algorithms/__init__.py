@@ -7,6 +7,7 @@ from dataclasses import replace
 from sod.algorithms.atod import atod
 from sod.algorithms.base import Algorithm, LossContext, LossOutput
 from sod.algorithms.gated_opd import gated_opd
+from sod.algorithms.gkd import gkd
 from sod.algorithms.grpo import GRPO, grpo
 from sod.algorithms.iw_opd import iw_opd
 from sod.algorithms.objective import Divergence, StepObjective
@@ -21,6 +22,7 @@ from sod.config_algorithms import (
     AlgorithmSection,
     ATODSection,
     GatedOPDSection,
+    GKDSection,
     GRPOSection,
     IWOPDSection,
     OPDSection,
@@ -43,6 +45,7 @@ __all__ = [
     "StepObjective",
     "atod",
     "gated_opd",
+    "gkd",
     "grpo",
     "iw_opd",
     "make_algorithm",
@@ -89,6 +92,8 @@ def make_algorithm(
             made = iw_opd(section)
         case TIPSection():
             made = tip(section)
+        case GKDSection():
+            made = gkd(section)
         case OPSDAnswerSection() | OPSDHintSection():
             made = opsd(section)
     if section.has_ratio:

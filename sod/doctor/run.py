@@ -29,7 +29,7 @@ from sod.doctor.servers import examine_server
 from sod.envs.registry import BuiltEnvironment, build_environment
 from sod.models import check_same_tokenizer, is_on_hub, load_tokenizer
 from sod.rollout.privilege import privilege_of
-from sod.run_data import check_tasks, load_expert, load_task_file
+from sod.run_data import check_tasks, expert_file, load_expert, load_task_file
 from sod.run_folder import check_folder
 from sod.types import Task
 
@@ -173,8 +173,9 @@ def _examine_tasks(findings: Findings, config: RunConfig) -> Sequence[Task]:
             repeats = ", so a round meets tasks more than once" if is_short else ""
             findings.add("data", "training tasks", text + repeats, Level.WARNING if is_short else Level.OK)
             check_tasks(config, tasks)
-    elif not config.data.train.is_file():
-        text = f"[data] train = {str(config.data.train)!r}: no such file; give expert conversations"
+    expert = expert_file(config)
+    if expert is not None and not expert.is_file():
+        text = f"{str(expert)!r} of [data]: no such file; give expert conversations"
         findings.add("data", "expert trajectories", text, Level.FATAL)
     if config.data.eval is not None:
         with findings.examining("data", "held-out tasks"):
@@ -233,7 +234,8 @@ def _examine_renderer(
         )
     else:
         findings.add("template", "thinking", "on" if thinking else "off")
-    if not config.algorithm.is_on_policy and config.data is not None and config.data.train.is_file():
+    expert = expert_file(config)
+    if expert is not None and expert.is_file():
         with findings.examining("data", "expert trajectories"):
             findings.add("data", "expert trajectories", f"{len(load_expert(config, renderer)):,}")
 

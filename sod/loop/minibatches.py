@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from sod.advantages import group_advantages
 from sod.config import RunConfig
+from sod.config_algorithms import GKDSection
 from sod.errors import DataError
 from sod.packing import Batch, num_trained_tokens, pack
 from sod.seeding import derive_seed, permutation
+from sod.teacher.base import AnyTeacher
+from sod.teacher.routed import RoutedTeacher
 from sod.tokenization import tokenize_for_teacher, tokenize_trajectory
 from sod.types import Trajectory
 
@@ -29,13 +32,29 @@ class Minibatch:
     first_key: int
 
 
+def is_own_round(config: RunConfig, round_index: int) -> bool:
+    """Say whether a round is rolled out by the student; else it reads expert trajectories.
+
+    Args:
+        config: The settings.
+        round_index: The round.
+
+    Returns:
+        Always or never the same, but for "gkd": there it is drawn, the same after a resume.
+    """
+    section = config.algorithm
+    if isinstance(section, GKDSection):
+        return derive_seed(config.run.seed, "own round", round_index) < section.on_policy_share * 2**63
+    return section.is_on_policy
+
+
 def plan_round(
     trajectories: Sequence[Trajectory],
     config: RunConfig,
     *,
     round_index: int,
     pad_id: int,
-    routes: Sequence[str] | None = None,
+    teacher: AnyTeacher | None = None,
 ) -> list[Minibatch]:
     """Divide a round's trajectories into minibatches, and order them for every epoch.
 
@@ -47,7 +66,7 @@ def plan_round(
         config: Sizes and the root seed.
         round_index: The round, seeds the draws.
         pad_id: Token id of padding.
-        routes: Name of the teacher of each trajectory; None where there is one teacher.
+        teacher: Who scores; of several, every microbatch gets one.
 
     Returns:
         One entry per update, in order.
@@ -58,6 +77,7 @@ def plan_round(
     seed, size = config.run.seed, config.trainer.minibatch_trajectories
     sequences = [tokenize_trajectory(trajectory) for trajectory in trajectories]
     told = tokenize_for_teacher(trajectories)
+    routes = teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None
     # Relative to the whole group, so before minibatches tear it apart.
     advantages = group_advantages(trajectories) if config.algorithm.has_reward_term else None
     order = permutation(len(trajectories), derive_seed(seed, "minibatch", round_index))

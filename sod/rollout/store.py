@@ -21,6 +21,11 @@ _FORMAT = "sod-trajectories"
 SCHEMA_VERSION = 1
 
 
+def round_file(run: Path, round_index: int) -> Path:
+    """Give the file of the trajectories of a round in a run folder."""
+    return run / "trajectories" / f"round_{round_index:04d}.jsonl.gz"
+
+
 def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
     """Write trajectories to a new file, or replace one, all or nothing.
 

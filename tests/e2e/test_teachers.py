@@ -9,6 +9,7 @@ import pytest
 from runs import SimulatedCrashError, StopAt, assert_same_run, crash, trainer_of
 
 from sod.errors import ConfigError
+from sod.loop.minibatches import is_own_round
 from sod.rollout.store import read_trajectories
 
 pytestmark = pytest.mark.timeout(300)
@@ -74,11 +75,12 @@ def test_what_the_teacher_is_told_must_be_there_before_weights_are_loaded(arithm
 def test_every_task_is_scored_by_its_own_teacher(arithmetic, metric_rows):
     routes = (
         '[teacher]\nname = "routed"\n'
-        f'[teacher.routes.even]\nmodel = "{arithmetic.teacher}"\n'
+        f'[teacher.routes.even]\nmodel = "{arithmetic.teacher}"\nkeep_scores = "run"\n'
         f'[teacher.routes.odd]\nmodel = "{arithmetic.student}"\n'
     )
     toml = tell(arithmetic, "routed", 'name = "opd"', routes)
     result = trainer_of(toml, "trainer.rounds=1", "trainer.epochs=1", "evaluation.every=0").train()
+    assert (result.folder / "teacher_scores" / "scores.sqlite").is_file()
     rows = [row for row in metric_rows(result.folder / "steps.jsonl") if row["update"] == 0]
     by_parity = {0: [], 1: []}
     for row in rows:
@@ -90,3 +92,36 @@ def test_every_task_is_scored_by_its_own_teacher(arithmetic, metric_rows):
     wanted = r"that of task 'told:2' is 'odd'; wanted one of the routes even, prime"
     with pytest.raises(ConfigError, match=wanted):
         trainer_of(toml)
+
+
+def test_rounds_of_the_student_and_of_an_expert_are_mixed(arithmetic, metric_rows):
+    toml = arithmetic.toml("mixed", algorithm='name = "gkd"\non_policy_share = 0.5')
+    sets = ("data.expert='expert.jsonl'", "trainer.rounds=4", "trainer.epochs=1", "evaluation.every=0")
+    trainer = trainer_of(toml, *sets)
+    own = [is_own_round(trainer.config, index) for index in range(4)]
+    assert {True, False} == set(own)
+    result = trainer.train()
+    stored = sorted(path.name for path in (result.folder / "trajectories").iterdir())
+    assert stored == [f"round_{index:04d}.jsonl.gz" for index in range(4) if own[index]]
+    steps = metric_rows(result.folder / "steps.jsonl")
+    for index in range(4):
+        names = {row["task_id"].split(":")[0] for row in steps if row["round"] == index}
+        assert names == {"train" if own[index] else "expert"}
+        assert len({row["trajectory"] for row in steps if row["round"] == index}) == 16
+    updates = [row for row in metric_rows(result.folder / "metrics.jsonl") if row["kind"] == "update"]
+    assert len(updates) == trainer.config.num_updates == 8
+    assert updates[-1]["kl/token_mean"] < updates[0]["kl/token_mean"]
+    halves = arithmetic.toml("mixed_halves", algorithm='name = "gkd"\non_policy_share = 0.5')
+    first_expert = 2 * own.index(False) + 1
+    with pytest.raises(SimulatedCrashError):
+        trainer_of(halves, *sets, display=StopAt("updates", first_expert, crash)).train()
+    assert_same_run(trainer_of(halves, *sets).train(resume=True), result, metric_rows)
+
+
+def test_expert_conversations_are_given_exactly_where_they_are_read(arithmetic):
+    toml = arithmetic.toml("unmixed", algorithm='name = "gkd"')
+    with pytest.raises(ConfigError, match=r'\[data\] expert is missing; give .* to algorithm "gkd"'):
+        trainer_of(toml)
+    for change in ("algorithm.on_policy_share=1", "algorithm.name='opd'"):
+        with pytest.raises(ConfigError, match=r"\[data\] expert is not read by algorithm|belongs to"):
+            trainer_of(toml, "data.expert='expert.jsonl'", change)
