@@ -333,6 +333,10 @@ class RunConfig:
                 f"[rollout] max_trajectory_tokens = {rollout.max_trajectory_tokens}, "
                 "or one trajectory would not fit"
             )
+        self._check_data()
+
+    def _check_data(self) -> None:
+        name = self.algorithm.name
         if self.evaluation.every and isinstance(self.engine, ReplaySection):
             raise ConfigError(
                 f'[evaluation] every = {self.evaluation.every}: engine "replay" plays what was stored, '

@@ -48,13 +48,15 @@ SECTIONS: Mapping[str, type[Section]] = {
 NAMED_SECTIONS = ("teacher", "algorithm", "optimizer", "engine", "environment")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), *, is_resolved: bool = False) -> RunConfig:
     """Read a TOML file.
 
     Args:
         path: The file; relative paths in it are relative to its folder.
         overrides: Settings in the form `section.key=value`, the value written as in TOML; they win over
             the file. Relative paths in them are relative to the file's folder too.
+        is_resolved: Whether the file is that of a run, every default spelled out: an override of a name then
+            drops the settings that belonged to the other.
 
     Returns:
         The checked settings.
@@ -71,6 +73,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"load_config: {path} is not valid TOML: {error}") from error
     for override in overrides:
+        section, _, key = override.partition("=")[0].strip().partition(".")
+        if is_resolved and key == "name":
+            raw.pop(section, None)
         _apply_override(raw, override)
     return config_from_dict(raw, base=path.parent)
 

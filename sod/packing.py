@@ -136,8 +136,27 @@ def pack(
     Raises:
         DataError: If student and teacher would not read the same responses.
     """
-    chosen = [i for i in indices if any(bool(s.response_mask.any()) for s in trajectories[i])]
     names = [""] * len(trajectories) if routes is None else routes
+    batches = []
+    for group in _groups(trajectories, indices, names, max_tokens):
+        batch = replace(_pad([trajectories[i] for i in group], tuple(group), pad_id), route=names[group[0]])
+        if advantages is not None:
+            batch = replace(batch, advantages=torch.tensor([advantages[i] for i in group]).float())
+        if told is not None:
+            other = _pad([told[i] for i in group], tuple(group), pad_id)
+            batch = replace(batch, told=_same_rows(replace(other, route=batch.route), batch))
+        batches.append(batch)
+    return batches
+
+
+def _groups(
+    trajectories: Sequence[Sequence[TokenSequence]],
+    indices: Sequence[int],
+    names: Sequence[str],
+    max_tokens: int,
+) -> list[list[int]]:
+    """Which trajectories share a microbatch."""
+    chosen = [i for i in indices if any(bool(s.response_mask.any()) for s in trajectories[i])]
     chosen.sort(key=lambda i: (names[i], -_longest(trajectories[i]), i))
     groups: list[list[int]] = []
     num_rows, width = 0, 0
@@ -149,16 +168,7 @@ def pack(
         else:
             groups.append([i])
             num_rows, width = added, _longest(trajectories[i])
-    batches = []
-    for group in groups:
-        batch = replace(_pad([trajectories[i] for i in group], tuple(group), pad_id), route=names[group[0]])
-        if advantages is not None:
-            batch = replace(batch, advantages=torch.tensor([advantages[i] for i in group]).float())
-        if told is not None:
-            other = _pad([told[i] for i in group], tuple(group), pad_id)
-            batch = replace(batch, told=_same_rows(replace(other, route=batch.route), batch))
-        batches.append(batch)
-    return batches
+    return groups
 
 
 def _same_rows(told: Batch, batch: Batch) -> Batch:

@@ -33,7 +33,7 @@ def replay_config(run: Path, output: Path, overrides: Sequence[str] = ()) -> Run
     source = run / CONFIG_FILE
     if not source.is_file():
         raise ConfigError(f"sod replay: {run} holds no run ({CONFIG_FILE} is missing); give a run folder")
-    config = load_config(source, overrides)
+    config = load_config(source, overrides, is_resolved=True)
     if config.algorithm.reads_expert:
         raise ConfigError(
             f'sod replay: algorithm "{config.algorithm.name}" of {run} reads expert data, which '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sod.advantages import group_advantages
 from sod.config import RunConfig
@@ -76,24 +77,22 @@ def plan_round(
     """
     seed, size = config.run.seed, config.trainer.minibatch_trajectories
     sequences = [tokenize_trajectory(trajectory) for trajectory in trajectories]
-    told = tokenize_for_teacher(trajectories)
-    routes = teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None
-    # Relative to the whole group, so before minibatches tear it apart.
-    advantages = group_advantages(trajectories) if config.algorithm.has_reward_term else None
+    packed = partial(
+        pack,
+        sequences,
+        max_tokens=config.trainer.max_microbatch_tokens,
+        pad_id=pad_id,
+        # Relative to the whole group, so before minibatches tear it apart.
+        advantages=group_advantages(trajectories) if config.algorithm.has_reward_term else None,
+        told=tokenize_for_teacher(trajectories),
+        routes=teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None,
+    )
     order = permutation(len(trajectories), derive_seed(seed, "minibatch", round_index))
     minibatches: list[Minibatch] = []
     num_batches = 0
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        batches = pack(
-            sequences,
-            chosen,
-            max_tokens=config.trainer.max_microbatch_tokens,
-            pad_id=pad_id,
-            advantages=advantages,
-            told=told,
-            routes=routes,
-        )
+        batches = packed(chosen)
         num_tokens = num_trained_tokens([sequences[i] for i in chosen])
         if num_tokens == 0:
             raise DataError(
@@ -102,8 +101,8 @@ def plan_round(
             )
         minibatches.append(Minibatch(batches=batches, num_tokens=num_tokens, first_key=num_batches))
         num_batches += len(batches)
-    plan: list[Minibatch] = []
-    for epoch in range(config.trainer.epochs):
-        epoch_order = permutation(len(minibatches), derive_seed(seed, "epoch", round_index, epoch))
-        plan += [minibatches[i] for i in epoch_order]
-    return plan
+    orders = [
+        permutation(len(minibatches), derive_seed(seed, "epoch", round_index, epoch))
+        for epoch in range(config.trainer.epochs)
+    ]
+    return [minibatches[i] for order in orders for i in order]
