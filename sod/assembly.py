@@ -12,19 +12,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.chat import ChatRenderer
 from sod.chat_templates import TEMPLATES
-from sod.config import RunConfig, StudentSection, TeacherSection
-from sod.data import expert_trajectories, load_tasks
+from sod.config import RunConfig, StudentSection
+from sod.config_teachers import (
+    SelfTeacherSection,
+    TeacherSection,
+    check_teacher,
+    teacher_checkpoints,
+)
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment, build_environment
 from sod.envs.tool_entry import tool_environment
 from sod.errors import ConfigError
 from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer, place
-from sod.questions import load_questions
 from sod.rewards import Reward
-from sod.rollout.store import read_trajectories
+from sod.run_data import check_tasks, load_expert, load_task_file
 from sod.scoring import check_head
 from sod.teacher.base import AnyTeacher
-from sod.teacher.factory import check_capabilities, make_teacher
+from sod.teacher.factory import check_capabilities, local_teachers, make_teacher, own_teacher
 from sod.teacher.local import LocalTeacher
 from sod.tools import Tool
 from sod.types import Task, Trajectory
@@ -42,7 +46,7 @@ class RunParts:
         environment: What the student acts in; None for "sft" without evaluation.
         tasks: Training tasks; empty for "sft".
         eval_tasks: Held-out tasks.
-        expert: Expert trajectories, for "sft" only.
+        expert: Expert trajectories, for "sft" and "gkd".
     """
 
     student: PreTrainedModel
@@ -105,21 +109,22 @@ def assemble(config: RunConfig) -> RunParts:
     section = require_sections(config)
     is_sft = not config.algorithm.is_on_policy
     tokenizer = load_tokenizer(section)
-    if config.teacher is not None:
-        check_same_tokenizer(tokenizer, load_tokenizer(config.teacher))
+    for checkpoint in teacher_checkpoints(config.teacher):
+        check_same_tokenizer(tokenizer, load_tokenizer(checkpoint))
     environment = build_environment(config.environment) if config.environment is not None else None
     with closing_on_error(environment):
         renderer = make_renderer(tokenizer, environment, section)
         has_eval = config.data is not None and config.data.eval is not None
         eval_tasks = load_task_file(config, "eval") if has_eval else ()
         tasks = () if is_sft else load_task_file(config, "train")
-        expert = load_expert(config, renderer) if is_sft else ()
-        device = pick_device(config)
+        expert = load_expert(config, renderer) if config.algorithm.reads_expert else ()
+        check_tasks(config, tasks)
+        student = load_student(section, pick_device(config))
         parts = RunParts(
-            student=load_student(section, device),
+            student=student,
             tokenizer=tokenizer,
             renderer=renderer,
-            teacher=_teacher(config, tokenizer, device),
+            teacher=_teacher(config, tokenizer, student, tasks),
             environment=environment,
             tasks=tasks,
             eval_tasks=eval_tasks,
@@ -173,7 +178,7 @@ def assemble_objects(
     config: RunConfig,
     *,
     student: PreTrainedModel | str,
-    teacher: AnyTeacher | PreTrainedModel | str | None,
+    teacher: AnyTeacher | PreTrainedModel | SelfTeacherSection | str | None,
     environment: BuiltEnvironment | EnvironmentFactory | None,
     tokenizer: PreTrainedTokenizerBase | None,
     tools: Sequence[Tool | Callable[..., Any]],
@@ -201,11 +206,16 @@ def assemble_objects(
         named = TeacherSection(model=teacher)
         check_same_tokenizer(tokenizer, load_tokenizer(named))
         teacher = load_model(named)
+    student = place(student, device)
     if isinstance(teacher, PreTrainedModel):
         teacher = LocalTeacher(place(teacher, device))
+    if isinstance(teacher, SelfTeacherSection):
+        check_teacher(teacher, config.algorithm, config.rollout.temperature)
+        teacher = own_teacher(teacher, student)
+    check_tasks(config, tasks)
     built = _built_environment(environment, tools, reward)
     parts = RunParts(
-        student=place(student, device),
+        student=student,
         tokenizer=tokenizer,
         renderer=make_renderer(tokenizer, built, None),
         teacher=teacher,
@@ -232,9 +242,9 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
     name = config.algorithm.name
     if parts.teacher is not None and not config.algorithm.needs_teacher:
         raise ConfigError(f'a teacher was given, but algorithm "{name}" reads none; remove it')
-    if is_sft and not parts.expert:
-        raise ConfigError('algorithm "sft" needs expert trajectories, but there are none; pass expert=')
-    if not is_sft and parts.expert:
+    if config.algorithm.reads_expert and not parts.expert:
+        raise ConfigError(f'algorithm "{name}" needs expert trajectories, but there are none; pass expert=')
+    if not config.algorithm.reads_expert and parts.expert:
         raise ConfigError(f'expert trajectories were given, but algorithm "{name}" reads none; remove them')
     if config.algorithm.needs_teacher and parts.teacher is None:
         raise ConfigError(f'algorithm "{name}" needs a teacher, but there is none; pass teacher=')
@@ -251,11 +261,11 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
     check_head(parts.student, "student")
     if parts.teacher is not None:
         check_capabilities(parts.teacher, config.algorithm)
-    if isinstance(parts.teacher, LocalTeacher):
-        if parts.teacher.model is parts.student:
+    for one in local_teachers(parts.teacher):
+        if one.model is parts.student:
             raise ConfigError("student and teacher are one object, which is frozen now; load the model twice")
-        check_vocabulary(parts.teacher.model, parts.tokenizer, "teacher")
-        check_head(parts.teacher.model, "teacher")
+        check_vocabulary(one.model, parts.tokenizer, "teacher")
+        check_head(one.model, "teacher")
 
 
 def require_sections(config: RunConfig) -> StudentSection:
@@ -303,50 +313,18 @@ def make_renderer(
     return ChatRenderer(tokenizer, **options)
 
 
-def load_task_file(config: RunConfig, which: Literal["train", "eval"]) -> Sequence[Task]:
-    """Read the training or the held-out tasks of a run.
-
-    Raises:
-        ConfigError: If the configuration names no such file.
-        DataError: Naming file, row and column.
-    """
-    data = config.data
-    path = None if data is None else getattr(data, which)
-    if data is None or path is None:
-        raise ConfigError(f"[data] {which} is missing; give a .jsonl, .parquet or .json file of tasks")
-    limit = data.train_limit if which == "train" else data.eval_limit
-    if data.form != "plain":
-        return load_questions(path, data.form, limit=limit)
-    return load_tasks(
-        path, prompt_column=data.prompt_column, answer_column=data.answer_column or None, limit=limit
-    )
-
-
-def load_expert(config: RunConfig, renderer: ChatRenderer) -> Sequence[Trajectory]:
-    """Read expert trajectories: a trajectories file (.jsonl.gz), or rows of chat messages.
-
-    Raises:
-        ConfigError: If the configuration names no file.
-        DataError: Naming file, row and column.
-    """
-    if config.data is None:
-        raise ConfigError("[data] train is missing; give a file of expert conversations")
-    path = config.data.train
-    is_stored = path.name.endswith(".jsonl.gz")
-    expert = read_trajectories(path) if is_stored else expert_trajectories(path, renderer)
-    return expert[: config.data.train_limit]
-
-
 def _teacher(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel, tasks: Sequence[Task]
 ) -> AnyTeacher | None:
     if config.teacher is None:
         return None
     return make_teacher(
         config.teacher,
-        device=device,
+        student=student,
+        tasks=tasks,
         vocab_size=num_tokens(tokenizer),
-        max_tokens=config.rollout.max_trajectory_tokens,
+        max_tokens=config.max_teacher_tokens,
+        run_folder=config.run.output,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: `sod doctor | train | eval | rollout | score | tasks | demo`."""
+"""The command line: `sod doctor | train | eval | rollout | score | replay | tasks | demo`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import shlex
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from sod.errors import ConfigError, SodError
+
+if TYPE_CHECKING:
+    from sod.doctor import Finding
 
 EXIT_FATAL_FINDING = 1
 EXIT_ERROR = 2
@@ -79,7 +82,8 @@ def train(
     ] = False,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all that can be checked without the weights, and stop.")
+        bool,
+        typer.Option("--dry-run", help="Examine run and folder as doctor does, without the hub, and stop."),
     ] = False,
     is_quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
 ) -> None:
@@ -89,18 +93,18 @@ def train(
     as if nothing had happened.
     """
     with errors_reported():
-        from sod import commands
         from sod.config_file import load_config
+        from sod.doctor import examine_folder, examine_run
         from sod.loop.display import Display
         from sod.loop.signals import StopRequested
+        from sod.run_folder import check_folder
         from sod.trainer import SODTrainer
 
         settings = load_config(config, overrides or [])
         if dry_run:
-            for line in commands.dry_run(settings, resume=resume):
-                typer.echo(line)
+            _show([*examine_folder(settings, resume=resume), *examine_run(settings, is_offline=True)])
             return
-        commands.check_folder(settings, resume=resume)
+        check_folder(settings, resume=resume)
         trainer = SODTrainer.from_config(settings, display=Display(is_quiet=is_quiet))
         try:
             result = trainer.train(resume=resume)
@@ -136,17 +140,9 @@ def doctor(
         if config is None and overrides:
             raise ConfigError("sod doctor: --set changes the settings of a run; give its TOML file too")
         findings = examine_machine() if config is None else diagnose(load_config(config, overrides or []))
-        styles = {"ok": "green", "note": "cyan", "warning": "yellow", "fatal": "bold red"}
-        table = Table("part", "what", "", "finding")
-        for each in findings:
-            table.add_row(
-                each.area, each.subject, f"[{styles[each.level]}]{each.level}[/]", escape(each.text)
-            )
-        Console().print(table)
         if output is not None:
             output.write_text(findings.to_json(), encoding="utf-8")
-        if findings.is_fatal:
-            raise typer.Exit(EXIT_FATAL_FINDING)
+        _show(findings)
 
 
 @app.command("eval")
@@ -233,6 +229,38 @@ def score(
 
 
 @app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    output: Annotated[Path, typer.Option(help="Folder of the replay, new or empty.")],
+    overrides: Overrides = None,
+    is_quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
+) -> None:
+    """Make a run again from its stored trajectories: the same turns, today's tools, teacher and code.
+
+    Says whether every number of every update is that of the run, or where the first is not. With other
+    settings (--set) the student moves elsewhere, and what is stored is not its own any more after the first
+    round: the alignment check stops there unless trainer.alignment_bound=inf says that this is meant.
+    """
+    with errors_reported():
+        from sod.loop.display import Display
+        from sod.loop.signals import StopRequested
+        from sod.replay import first_difference, replay_config
+        from sod.run_folder import CONFIG_FILE
+        from sod.trainer import SODTrainer
+
+        settings = replay_config(run, output, overrides or [])
+        try:
+            SODTrainer.from_config(settings, display=Display(is_quiet=is_quiet)).train()
+        except StopRequested as stop:
+            again = f"sod train {settings.run.output / CONFIG_FILE} --resume"
+            typer.echo(f"{signal.Signals(stop.signal_number).name}: stopped; go on with: {again}", err=True)
+            raise typer.Exit(128 + stop.signal_number) from None
+        difference = first_difference(run, settings.run.output)
+        same = f"every number of {settings.num_updates} updates is that of {run}"
+        typer.echo(same if difference is None else f"differs from {run} first in {difference}")
+
+
+@app.command()
 def tasks(
     config: ConfigPath,
     output: Annotated[Path, typer.Option(help="File to write, .jsonl.")],
@@ -312,6 +340,16 @@ def errors_reported() -> Iterator[None]:
 def main() -> None:
     """Run the command line."""
     app()
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    styles = {"ok": "green", "note": "cyan", "warning": "yellow", "fatal": "bold red"}
+    table = Table("part", "what", "", "finding")
+    for each in findings:
+        table.add_row(each.area, each.subject, f"[{styles[each.level]}]{each.level}[/]", escape(each.text))
+    Console().print(table)
+    if any(each.level == "fatal" for each in findings):
+        raise typer.Exit(EXIT_FATAL_FINDING)
 
 
 @contextmanager

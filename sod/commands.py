@@ -11,23 +11,15 @@ from typing import Any, Literal
 import torch
 
 from sod.algorithms import make_algorithm
-from sod.assembly import (
-    RunParts,
-    assemble_policy,
-    load_expert,
-    load_task_file,
-    make_renderer,
-    require_sections,
-)
-from sod.config import RunConfig, StudentSection, TeacherSection
+from sod.assembly import RunParts, assemble_policy
+from sod.config import RunConfig, StudentSection
 from sod.config_algorithms import SODSection
-from sod.envs.registry import build_environment
+from sod.config_teachers import TeacherSection
 from sod.errors import DataError
 from sod.evaluate import EvalResult
 from sod.loop.sampling import Progress, make_runner, make_sampler
 from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer
 from sod.rollout.store import read_trajectories
-from sod.run_folder import check_is_new, check_is_same_run
 from sod.score import score_trajectories
 from sod.scoring import check_head
 from sod.teacher.local import LocalTeacher
@@ -41,57 +33,6 @@ def with_checkpoint(config: RunConfig, checkpoint: Path | None) -> RunConfig:
     model = str(checkpoint.resolve())
     student = StudentSection(model=model) if config.student is None else config.student
     return replace(config, student=replace(student, model=model, revision=None))
-
-
-def check_folder(config: RunConfig, *, resume: bool) -> None:
-    """Prove that the run folder is free, or holds the run that is to be gone on with."""
-    if resume:
-        check_is_same_run(config)
-    else:
-        check_is_new(config.run.output)
-
-
-def dry_run(config: RunConfig, *, resume: bool) -> list[str]:
-    """Check everything of a run that can be checked without its weights.
-
-    Args:
-        config: The settings.
-        resume: Whether the run is to be gone on with.
-
-    Returns:
-        A line per thing that was checked, or that could not be.
-
-    Raises:
-        SodError: For the first thing that is wrong.
-    """
-    section = require_sections(config)
-    make_algorithm(config.algorithm)
-    lines = [f"settings: algorithm {config.algorithm.name}, {config.num_updates} updates"]
-    check_folder(config, resume=resume)
-    lines.append(f"run folder: {config.run.output}")
-    if config.algorithm.is_on_policy:
-        lines.append(f"training tasks: {len(load_task_file(config, 'train'))}")
-    elif config.data is not None and not config.data.train.is_file():
-        raise DataError(f"[data] train = {str(config.data.train)!r}: no such file; give expert conversations")
-    if config.data is not None and config.data.eval is not None:
-        lines.append(f"held-out tasks: {len(load_task_file(config, 'eval'))}")
-    environment = build_environment(config.environment) if config.environment is not None else None
-    try:
-        if environment is not None:
-            lines.append(f"tools: {', '.join(tool.name for tool in environment.tools) or 'none'}")
-        if not Path(section.model).is_absolute():
-            return [*lines, f"not checked: tokenizer, template and weights of {section.model} (on the hub)"]
-        tokenizer = load_tokenizer(section)
-        if config.teacher is not None:
-            check_same_tokenizer(tokenizer, load_tokenizer(config.teacher))
-        renderer = make_renderer(tokenizer, environment, section)
-        lines.append("tokenizer and chat template: fit")
-        if not config.algorithm.is_on_policy:
-            lines.append(f"expert trajectories: {len(load_expert(config, renderer))}")
-    finally:
-        if environment is not None:
-            environment.close()
-    return [*lines, "not checked: weights"]
 
 
 def evaluate(config: RunConfig, progress: Progress | None = None) -> EvalResult:

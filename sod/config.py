@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from sod.chat_templates import TemplateName
-from sod.config_algorithms import ALGORITHMS, AlgorithmSection, SODSection
-from sod.config_engines import EngineSection, LockstepSection
+from sod.config_algorithms import ALGORITHMS, AlgorithmSection, PrivilegedSection, SODSection
+from sod.config_engines import EngineSection, LockstepSection, ReplaySection
 from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, Section
-from sod.config_teachers import TokenizerSource, VLLMTeacherSection, check_listing_teacher
+from sod.config_teachers import AnyTeacherSection, ModelSection, check_teacher
 from sod.errors import ConfigError
 from sod.parsing import CallFormat
 
@@ -28,16 +28,6 @@ class RunSection(Section):
     """Run folder, created by the run; it must not hold another run."""
     seed: Annotated[int, AtLeast(0)] = 0
     """Root of every random draw; sampling, order and initial noise are derived from it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSection(TokenizerSource):
-    """A checkpoint in the Hugging Face format."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that the weights are kept in."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention code of transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +48,14 @@ class StudentSection(ModelSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherSection(ModelSection):
-    """The frozen model that the student learns from; it must share the student's tokenizer."""
-
-    section: ClassVar[str] = "teacher"
-    name: Literal["local"] = "local"
-    """Name of the kind of teacher."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataSection(Section):
     """The task files; .jsonl, .parquet or .json."""
 
     section: ClassVar[str] = "data"
     train: Path
     """Training rows: tasks, or for algorithm "sft" expert conversations (or a trajectories file)."""
+    expert: Path | None = None
+    """Expert conversations (or a trajectories file) beside the tasks, for algorithm "gkd"."""
     eval: Path | None = None
     """Held-out tasks for evaluation; None for no evaluation."""
     prompt_column: str = "prompt"
@@ -271,8 +254,6 @@ OptimizerSection = AdamWSection | MuonSection
 
 OPTIMIZERS: dict[str, type[Section]] = {"adamw": AdamWSection, "muon": MuonSection}
 
-TEACHERS: dict[str, type[Section]] = {"local": TeacherSection, "vllm_server": VLLMTeacherSection}
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -301,7 +282,7 @@ class RunConfig:
     """When checkpoints are written."""
     student: StudentSection | None = None
     """The model that is trained."""
-    teacher: TeacherSection | VLLMTeacherSection | None = None
+    teacher: AnyTeacherSection | None = None
     """The model that it learns from; not for "sft"."""
     data: DataSection | None = None
     """The task files."""
@@ -321,8 +302,8 @@ class RunConfig:
                 f'[teacher] belongs to algorithms {readers}, but [algorithm] name = "{name}"; remove it'
             )
         rollout, trainer = self.rollout, self.trainer
-        if isinstance(self.teacher, VLLMTeacherSection):
-            check_listing_teacher(self.teacher, self.algorithm, rollout.temperature)
+        if self.teacher is not None:
+            check_teacher(self.teacher, self.algorithm, rollout.temperature)
         if self.algorithm.has_reward_term and rollout.num_samples < 2:
             raise ConfigError(
                 f"[rollout] num_samples = {rollout.num_samples}: the reward term of algorithm "
@@ -352,11 +333,36 @@ class RunConfig:
                 f"[rollout] max_trajectory_tokens = {rollout.max_trajectory_tokens}, "
                 "or one trajectory would not fit"
             )
+        self._check_data()
+
+    def _check_data(self) -> None:
+        name = self.algorithm.name
+        if self.evaluation.every and isinstance(self.engine, ReplaySection):
+            raise ConfigError(
+                f'[evaluation] every = {self.evaluation.every}: engine "replay" plays what was stored, '
+                "and evaluations are not; set every = 0"
+            )
+        wants_both = self.algorithm.reads_expert and self.algorithm.is_on_policy
+        if self.data is not None and (self.data.expert is not None) != wants_both:
+            what = "is missing; give a file of expert conversations to" if wants_both else "is not read by"
+            raise ConfigError(f'[data] expert {what} algorithm "{name}"')
         if self.evaluation.every and self.data is not None and self.data.eval is None:
             raise ConfigError(
                 f"[evaluation] every = {self.evaluation.every}: there is nothing to evaluate on; "
                 "set [data] eval or every = 0"
             )
+
+    @property
+    def max_teacher_tokens(self) -> int:
+        """Longest sequence that the teacher reads, in tokens."""
+        extra = self.algorithm.max_extra_tokens if isinstance(self.algorithm, PrivilegedSection) else 0
+        return self.rollout.max_trajectory_tokens + extra
+
+    @property
+    def trajectories_per_round(self) -> int:
+        """Trajectories that a round trains on."""
+        samples = self.rollout.num_samples if self.algorithm.is_on_policy else 1
+        return self.trainer.tasks_per_round * samples
 
     @property
     def num_updates(self) -> int:
@@ -366,6 +372,4 @@ class RunConfig:
     @property
     def updates_per_round(self) -> int:
         """Optimiser updates made from one round."""
-        samples = self.rollout.num_samples if self.algorithm.is_on_policy else 1
-        trajectories = self.trainer.tasks_per_round * samples
-        return self.trainer.epochs * -(-trajectories // self.trainer.minibatch_trajectories)
+        return self.trainer.epochs * -(-self.trajectories_per_round // self.trainer.minibatch_trajectories)

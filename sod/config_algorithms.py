@@ -5,28 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar, Literal
 
-from sod.config_schema import Above, AtLeast, AtMost, Section
+from sod.config_losses import BaseAlgorithmSection, DistillationSection, RewardedSection, SurrogateSection
+from sod.config_schema import Above, AtLeast, AtMost
 from sod.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseAlgorithmSection(Section):
-    """What an algorithm reads, so that a run without it is refused before any work is done."""
-
-    section: ClassVar[str] = "algorithm"
-    is_on_policy: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
-
-    @property
-    def has_reward_term(self) -> bool:
-        """Whether the reward has a coefficient above 0 at any time."""
-        return False
-
-    @property
-    def has_ratio(self) -> bool:
-        """Whether there is a policy-gradient term, which compares probabilities at sampling time and now."""
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +17,6 @@ class SFTSection(BaseAlgorithmSection):
     is_on_policy: ClassVar[bool] = False
     name: Literal["sft"] = "sft"
     """Name of the algorithm."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SurrogateSection(BaseAlgorithmSection):
-    """The clipped policy-gradient term."""
-
-    clip_low: Annotated[float, Above(0), AtMost(1)] = 0.2
-    """The probability ratio counts down to 1 - clip_low."""
-    clip_high: Annotated[float, Above(0)] = 0.28
-    """The probability ratio counts up to 1 + clip_high."""
-    dual_clip: Annotated[float, AtLeast(0)] = 3.0
-    """Cap of the loss in units of the advantage where it is negative, above 1; 0 for none."""
-
-    def __post_init__(self) -> None:
-        """Check types, ranges and the cap."""
-        super().__post_init__()
-        if 0 < self.dual_clip <= 1:
-            raise ConfigError(f"[algorithm] dual_clip = {self.dual_clip!r}: wanted a value above 1, or 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,68 +38,6 @@ class GRPOSection(SurrogateSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationSection(SurrogateSection):
-    """What every algorithm with a teacher can set."""
-
-    needs_teacher: ClassVar[bool] = True
-    form: Literal["vocab", "sampled"] = "vocab"
-    """"vocab" differentiates the divergence over the vocabulary, "sampled" is the advantage form."""
-    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
-    """Divergence between student and teacher at each token, in nats; "sampled" has "reverse_kl" only."""
-    beta: Annotated[float, Above(0)] = 0.5
-    """Weight of the teacher in the mixture of "jsd", between 0 and 1."""
-    temperature: Annotated[float, Above(0)] | None = None
-    """Divides both logits; None for 1, or with a policy-gradient term for that of the rollouts."""
-    min_log_prob: Annotated[float, AtMost(0)] | None = None
-    """Floor in nats under the log-probabilities that the divergence divides by; None for no floor."""
-
-    @property
-    def has_ratio(self) -> bool:
-        """Whether there is a policy-gradient term: the sampled form or a reward."""
-        return self.form == "sampled" or self.has_reward_term
-
-    def __post_init__(self) -> None:
-        """Check types, ranges and that every setting is read at all."""
-        super().__post_init__()
-        if self.beta >= 1:
-            raise ConfigError(f"[algorithm] beta = {self.beta!r}: wanted a value below 1")
-        if self.form == "sampled" and self.divergence != "reverse_kl":
-            raise ConfigError(
-                f'[algorithm] divergence = "{self.divergence}": belongs to form = "vocab"; '
-                'the sampled form has "reverse_kl" only'
-            )
-        if self.beta != 0.5 and self.divergence != "jsd":
-            raise ConfigError(
-                f'[algorithm] beta = {self.beta!r}: belongs to divergence = "jsd", '
-                f"but divergence = {self.divergence!r}; remove one of the two"
-            )
-        if self.min_log_prob is not None and self.divergence == "jsd":
-            raise ConfigError(
-                f"[algorithm] min_log_prob = {self.min_log_prob!r}: belongs to divergence "
-                '"reverse_kl" or "forward_kl"; "jsd" is finite without a floor; remove one of the two'
-            )
-        for item in fields(SurrogateSection):
-            if getattr(self, item.name) != item.default and not self.has_ratio:
-                raise ConfigError(
-                    f"[algorithm] {item.name} = {getattr(self, item.name)!r}: belongs to the policy-gradient "
-                    'term, which form = "vocab" without a reward does not have; remove one of the two'
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardedSection(DistillationSection):
-    """Distillation beside a reward of constant weight."""
-
-    reward_coefficient: Annotated[float, AtLeast(0)] = 0.0
-    """Coefficient of the reward (GRPO) term; 0 leaves it out."""
-
-    @property
-    def has_reward_term(self) -> bool:
-        """Whether the reward has a coefficient above 0."""
-        return self.reward_coefficient > 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class OPDSection(RewardedSection):
     """On-policy distillation, every token alike; with a reward coefficient of 1 the SOD paper's baseline."""
 
@@ -144,6 +45,25 @@ class OPDSection(RewardedSection):
     """Name of the algorithm."""
     weight: str | None = None
     """A step weight of your own: "module:FUNCTION", or a name that a package registered; None for 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GKDSection(DistillationSection):
+    """Distillation on rounds of the student's own and of an expert's trajectories (arXiv 2306.13649)."""
+
+    name: Literal["gkd"] = "gkd"
+    """Name of the algorithm."""
+    form: Literal["vocab"] = "vocab"
+    """An expert's tokens were not sampled, so there is no other form."""
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "jsd"
+    """Divergence between student and teacher at each token, in nats."""
+    on_policy_share: Annotated[float, Above(0), AtMost(1)] = 0.5
+    """Probability that a round is the student's own; else it reads as many trajectories of [data] expert."""
+
+    @property
+    def reads_expert(self) -> bool:
+        """Whether there are such rounds."""
+        return self.on_policy_share < 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +235,64 @@ class STMSection(RewardedSection):
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivilegedSection(RewardedSection):
+    """On-policy distillation from a teacher that is told more than the student (arXiv 2601.18734)."""
+
+    placeholder: ClassVar[str]
+    name: str
+    """Name of the algorithm."""
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "jsd"
+    """Divergence between student and teacher at each token, in nats; "sampled" has "reverse_kl" only."""
+    prompt: str
+    """What is added to the last message of the user where the teacher reads it."""
+    max_extra_tokens: Annotated[int, Above(0)] = 1024
+    """Tokens that a prompt of the teacher may have beyond the student's."""
+
+    @property
+    def told_field(self) -> str:
+        """Field of a task that holds what the teacher is told."""
+        return "answer"
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that the prompt has its place."""
+        super().__post_init__()
+        if self.prompt.count(self.placeholder) != 1:
+            raise ConfigError(
+                f"[algorithm] prompt = {self.prompt!r}: wanted {self.placeholder} in it once, where "
+                "the teacher is told what the student does not read"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPSDAnswerSection(PrivilegedSection):
+    """Self-distillation: the teacher is told the right answer."""
+
+    placeholder: ClassVar[str] = "{answer}"
+    name: Literal["opsd_gt"] = "opsd_gt"
+    """Name of the algorithm."""
+    prompt: str = "\n\nThe right answer is: {answer}\nReach it by steps of your own."
+    """What is added to the last message of the user where the teacher reads it, with {answer} in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPSDHintSection(PrivilegedSection):
+    """Self-distillation: the teacher is told a hint."""
+
+    placeholder: ClassVar[str] = "{hint}"
+    name: Literal["opsd_hint"] = "opsd_hint"
+    """Name of the algorithm."""
+    prompt: str = "\n\nA hint:\n{hint}\nUse it in steps of your own."
+    """What is added to the last message of the user where the teacher reads it, with {hint} in it."""
+    hint_field: str = "hint"
+    """Column of [data] train with the hint: a text, or an expert's conversation without its last turn."""
+
+    @property
+    def told_field(self) -> str:
+        """Field of a task that holds the hint."""
+        return self.hint_field
+
+
 AlgorithmSection = (
     SFTSection
     | GRPOSection
@@ -326,6 +304,9 @@ AlgorithmSection = (
     | TCODSection
     | IWOPDSection
     | TIPSection
+    | GKDSection
+    | OPSDAnswerSection
+    | OPSDHintSection
 )
 
 ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
@@ -339,4 +320,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
     "tcod": TCODSection,
     "iw_opd": IWOPDSection,
     "tip": TIPSection,
+    "gkd": GKDSection,
+    "opsd_gt": OPSDAnswerSection,
+    "opsd_hint": OPSDHintSection,
 }

@@ -110,13 +110,24 @@ class VLLMServerSection(BaseEngineSection):
                 )
 
 
-EngineSection = LockstepSection | ContinuousSection | VLLMSection | VLLMServerSection
+@dataclass(frozen=True, kw_only=True)
+class ReplaySection(BaseEngineSection):
+    """Plays the stored trajectories of another run; `sod replay` sets it."""
+
+    name: Literal["replay"] = "replay"
+    """Name of the engine."""
+    run: Path
+    """Folder of that run."""
+
+
+EngineSection = LockstepSection | ContinuousSection | VLLMSection | VLLMServerSection | ReplaySection
 
 ENGINES: dict[str, type[Section]] = {
     "lockstep": LockstepSection,
     "continuous": ContinuousSection,
     "vllm": VLLMSection,
     "vllm_server": VLLMServerSection,
+    "replay": ReplaySection,
 }
 
 

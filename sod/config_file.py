@@ -18,7 +18,6 @@ import tomli_w
 
 from sod.config import (
     OPTIMIZERS,
-    TEACHERS,
     CheckpointSection,
     DataSection,
     EvaluationSection,
@@ -32,6 +31,7 @@ from sod.config_algorithms import ALGORITHMS
 from sod.config_engines import ENGINES
 from sod.config_rewards import RewardSection
 from sod.config_schema import PathOrName, Section, field_types, key_name, strip_limits
+from sod.config_teachers import ROUTES, TEACHERS
 from sod.envs.registry import environment_entry, environment_names, environment_options
 from sod.errors import ConfigError
 
@@ -48,13 +48,15 @@ SECTIONS: Mapping[str, type[Section]] = {
 NAMED_SECTIONS = ("teacher", "algorithm", "optimizer", "engine", "environment")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), *, is_resolved: bool = False) -> RunConfig:
     """Read a TOML file.
 
     Args:
         path: The file; relative paths in it are relative to its folder.
         overrides: Settings in the form `section.key=value`, the value written as in TOML; they win over
             the file. Relative paths in them are relative to the file's folder too.
+        is_resolved: Whether the file is that of a run, every default spelled out: an override of a name then
+            drops the settings that belonged to the other.
 
     Returns:
         The checked settings.
@@ -71,6 +73,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"load_config: {path} is not valid TOML: {error}") from error
     for override in overrides:
+        section, _, key = override.partition("=")[0].strip().partition(".")
+        if is_resolved and key == "name":
+            raw.pop(section, None)
         _apply_override(raw, override)
     return config_from_dict(raw, base=path.parent)
 
@@ -101,7 +106,7 @@ def config_from_dict(raw: Mapping[str, Any], *, base: Path) -> RunConfig:
         name: section_from_dict(kind, raw[name], base=base) for name, kind in SECTIONS.items() if name in raw
     }
     if "teacher" in raw:
-        built["teacher"] = _choose("teacher", {"name": "local", **raw["teacher"]}, TEACHERS, base)
+        built["teacher"] = _teacher(raw["teacher"], base)
     if "algorithm" in raw:
         built["algorithm"] = _choose("algorithm", raw["algorithm"], ALGORITHMS, base)
     if "optimizer" in raw:
@@ -147,8 +152,7 @@ def config_to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
     for item in fields(config):
         section = getattr(config, item.name)
         if section is not None:
-            values = {entry.name: getattr(section, entry.name) for entry in fields(section)}
-            result[item.name] = {key: _plain(value) for key, value in values.items() if value is not None}
+            result[item.name] = _section_to_dict(section)
     return result
 
 
@@ -177,6 +181,23 @@ def _choose(section: str, raw: Mapping[str, Any], kinds: Mapping[str, type[Secti
         if key not in own and owners:
             raise ConfigError(_belongs(section, key, owners, name))
     return section_from_dict(kinds[name], raw, base=base)
+
+
+def _teacher(raw: Mapping[str, Any], base: Path) -> Section:
+    values = {"name": "local", **raw}
+    routes = values.get("routes")
+    if values["name"] == "routed" and isinstance(routes, Mapping):
+        values["routes"] = {name: _route(name, route, base) for name, route in routes.items()}
+    return _choose("teacher", values, TEACHERS, base)
+
+
+def _route(name: str, raw: Any, base: Path) -> Section:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"[teacher.routes] {name} = {raw!r}: [teacher.routes.{name}] is a section")
+    try:
+        return _choose("teacher", {"name": "local", **raw}, ROUTES, base)
+    except ConfigError as error:
+        raise ConfigError(f"[teacher.routes.{name}]: {error}") from error
 
 
 def _environment(raw: Mapping[str, Any], base: Path) -> Section:
@@ -240,9 +261,16 @@ def _path_or_name(value: str, base: Path) -> str:
     return str(folder.resolve()) if is_spelled_as_path or folder.exists() else value
 
 
+def _section_to_dict(section: Section) -> dict[str, Any]:
+    values = {entry.name: getattr(section, entry.name) for entry in fields(section)}
+    return {key: _plain(value) for key, value in values.items() if value is not None}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return value
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return _section_to_dict(value) if isinstance(value, Section) else value

@@ -111,6 +111,10 @@ def check_value(name: str, value: Any, annotation: Any) -> None:
         for item in value:
             check_value(f"{name} (an entry of it)", item, get_args(base)[0])
         return
+    if get_origin(base) is Mapping:
+        if not isinstance(value, Mapping) or not value:
+            raise ConfigError(f"{name} = {value!r}: wanted a table with an entry per name")
+        return
     _check_scalar(name, value, base)
     _check_limits(name, value, limits)
 

@@ -1,8 +1,8 @@
-"""Mathematical equality in a process of its own.
+"""Mathematical equality in processes of their own.
 
 math-verify keeps its time limits by signal.alarm, which works in a main thread only and fights with any
 other alarm of the process; and an expression such as a power tower can hang in C code that no signal
-reaches. The helper process has a main thread of its own, and is killed where even that does not help.
+reaches. A helper process has a main thread of its own, and is killed where even that does not help.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from multiprocessing.connection import wait
+from queue import LifoQueue
 
 from sod.errors import SodError
 
@@ -124,12 +125,43 @@ def _read_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
     return stdout.readline()
 
 
-_CHECKER = MathChecker()
-atexit.register(_CHECKER.close)
+class MathPool:
+    """Several helper processes for callers in several threads; as many start as are busy at the same time."""
+
+    def __init__(self, num_processes: int) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            num_processes: Helpers at most, at least 1.
+        """
+        if num_processes < 1:
+            raise ValueError(f"MathPool: num_processes must be 1 or more, got {num_processes}.")
+        self._checkers = [MathChecker() for _ in range(num_processes)]
+        # The one that was used last is warm.
+        self._idle: LifoQueue[MathChecker] = LifoQueue()
+        for checker in self._checkers:
+            self._idle.put(checker)
+
+    def check(self, answer: str, candidate: str) -> bool:
+        """Compare two expressions in an idle helper; see `MathChecker.check`."""
+        checker = self._idle.get()
+        try:
+            return checker.check(answer, candidate)
+        finally:
+            self._idle.put(checker)
+
+    def close(self) -> None:
+        """Stop the helpers."""
+        for checker in self._checkers:
+            checker.close()
+
+
+_POOL = MathPool(min(4, os.cpu_count() or 1))
+atexit.register(_POOL.close)
 
 
 def check_math(answer: str, candidate: str) -> bool:
-    """Compare two expressions with the process-wide `MathChecker`.
+    """Compare two expressions with the `MathPool` of this process.
 
     Args:
         answer: Ground truth, plain or LaTeX.
@@ -138,4 +170,4 @@ def check_math(answer: str, candidate: str) -> bool:
     Returns:
         Whether they are equal; False where that takes too long to tell.
     """
-    return _CHECKER.check(answer, candidate)
+    return _POOL.check(answer, candidate)

@@ -17,8 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sod.config import ModelSection
-from sod.config_teachers import TokenizerSource
+from sod.config_teachers import ModelSection, TokenizerSource
 from sod.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -232,9 +231,14 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         raise ModelError(f"load_weights: {folder} does not hold weights for this model: {error}") from error
 
 
+def is_on_hub(section: TokenizerSource) -> bool:
+    """Say whether a checkpoint is named and no folder of this machine."""
+    return not Path(section.model).is_absolute() and not section.model.startswith(".")
+
+
 def _check_folder(section: TokenizerSource) -> None:
     path = Path(section.model)
-    if not path.is_absolute() and not section.model.startswith("."):
+    if is_on_hub(section):
         return
     if not (path / "config.json").is_file():
         what = "no config.json in it" if path.is_dir() else "no such folder"

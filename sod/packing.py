@@ -32,6 +32,9 @@ class Batch:
         trajectories: Index of each trajectory in what was packed.
         rows: (N,) int64, flat index b * T + t of the position before each response token.
         advantages: (len(trajectories),) float32, advantage of each trajectory; None where nobody gave any.
+        told: The same trajectories as the teacher reads them, the same N rows at other places; None where it
+            reads what the student read.
+        route: Which of several teachers scores it; "" for one teacher.
     """
 
     input_ids: Tensor
@@ -45,6 +48,8 @@ class Batch:
     trajectories: tuple[int, ...]
     rows: Tensor
     advantages: Tensor | None = None
+    told: Batch | None = None
+    route: str = ""
 
     @property
     def labels(self) -> Tensor:
@@ -90,8 +95,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Copy every tensor to a device."""
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return Batch(**{**values, **moved})
+        movable = {name: value for name, value in values.items() if isinstance(value, Tensor | Batch)}
+        return Batch(**{**values, **{name: value.to(device) for name, value in movable.items()}})
 
 
 def num_trained_tokens(trajectories: Sequence[Sequence[TokenSequence]]) -> int:
@@ -106,6 +111,8 @@ def pack(
     max_tokens: int,
     pad_id: int,
     advantages: Sequence[float] | None = None,
+    told: Sequence[Sequence[TokenSequence]] | None = None,
+    routes: Sequence[str] | None = None,
 ) -> list[Batch]:
     """Group trajectories of similar length into microbatches.
 
@@ -119,29 +126,59 @@ def pack(
             microbatch of its own.
         pad_id: Token id put behind the end of a sequence.
         advantages: Advantage of each trajectory of the round; None where the algorithm reads none.
+        told: The token sequences of each trajectory as the teacher reads them; None where it reads the same.
+        routes: Name of the teacher of each trajectory of the round, one for all of a microbatch; None where
+            there is one teacher.
 
     Returns:
-        Microbatches, longest first; the same input gives the same batches.
+        Microbatches, longest first within a route; the same input gives the same batches.
+
+    Raises:
+        DataError: If student and teacher would not read the same responses.
     """
+    names = [""] * len(trajectories) if routes is None else routes
+    batches = []
+    for group in _groups(trajectories, indices, names, max_tokens):
+        batch = replace(_pad([trajectories[i] for i in group], tuple(group), pad_id), route=names[group[0]])
+        if advantages is not None:
+            batch = replace(batch, advantages=torch.tensor([advantages[i] for i in group]).float())
+        if told is not None:
+            other = _pad([told[i] for i in group], tuple(group), pad_id)
+            batch = replace(batch, told=_same_rows(replace(other, route=batch.route), batch))
+        batches.append(batch)
+    return batches
+
+
+def _groups(
+    trajectories: Sequence[Sequence[TokenSequence]],
+    indices: Sequence[int],
+    names: Sequence[str],
+    max_tokens: int,
+) -> list[list[int]]:
+    """Which trajectories share a microbatch."""
     chosen = [i for i in indices if any(bool(s.response_mask.any()) for s in trajectories[i])]
-    chosen.sort(key=lambda i: (-_longest(trajectories[i]), i))
+    chosen.sort(key=lambda i: (names[i], -_longest(trajectories[i]), i))
     groups: list[list[int]] = []
     num_rows, width = 0, 0
     for i in chosen:
         added = len(trajectories[i])
-        if groups and (num_rows + added) * width <= max_tokens:
+        if groups and names[groups[-1][0]] == names[i] and (num_rows + added) * width <= max_tokens:
             groups[-1].append(i)
             num_rows += added
         else:
             groups.append([i])
             num_rows, width = added, _longest(trajectories[i])
-    batches = (_pad([trajectories[i] for i in group], tuple(group), pad_id) for group in groups)
-    if advantages is None:
-        return list(batches)
-    return [
-        replace(batch, advantages=torch.tensor([advantages[i] for i in batch.trajectories]).float())
-        for batch in batches
-    ]
+    return groups
+
+
+def _same_rows(told: Batch, batch: Batch) -> Batch:
+    is_same = torch.equal(told.labels, batch.labels) and torch.equal(told.row_steps, batch.row_steps)
+    if not is_same:
+        raise DataError(
+            f"pack: trajectories {batch.trajectories} have other responses as the teacher reads them; wanted "
+            "the same tokens in the same turns behind other prompts"
+        )
+    return told
 
 
 def _longest(sequences: Sequence[TokenSequence]) -> int:

@@ -18,6 +18,7 @@ import torch
 from sod.config import RunConfig
 from sod.config_file import dump_config
 from sod.errors import CheckpointError, ConfigError
+from sod.rollout.store import round_file
 
 CONFIG_FILE = "config.resolved.toml"
 ENV_FILE = "env.json"
@@ -84,7 +85,7 @@ class RunFolder:
 
     def trajectories(self, round_index: int) -> Path:
         """File of the trajectories of a round."""
-        return self.path / "trajectories" / f"round_{round_index:04d}.jsonl.gz"
+        return round_file(self.path, round_index)
 
     def record_environment(self, config: RunConfig) -> None:
         """Add what runs here (versions, commit, processor, threads) to `env.json`, one entry per start."""
@@ -110,6 +111,18 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_folder(config: RunConfig, *, resume: bool) -> None:
+    """Prove that the run folder is free, or holds the run that is to be gone on with.
+
+    Raises:
+        SodError: See `check_is_new` and `check_is_same_run`.
+    """
+    if resume:
+        check_is_same_run(config)
+    else:
+        check_is_new(config.run.output)
 
 
 def check_is_new(path: Path) -> None:

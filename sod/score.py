@@ -14,7 +14,7 @@ from sod.loop.update import step_stats
 from sod.packing import num_trained_tokens, pack
 from sod.scoring import row_logits
 from sod.teacher.base import AnyTeacher, teacher_scores
-from sod.tokenization import tokenize_trajectory
+from sod.tokenization import tokenize_for_teacher, tokenize_trajectory
 from sod.types import Trajectory
 
 
@@ -45,7 +45,8 @@ def score_trajectories(
     context = LossContext(denominator=max(1, num_trained_tokens(sequences)), round_number=1)
     student.train(False)
     steps = []
-    for batch in pack(sequences, range(len(sequences)), max_tokens=max_microbatch_tokens, pad_id=pad_id):
+    told, every = tokenize_for_teacher(trajectories), range(len(sequences))
+    for batch in pack(sequences, every, max_tokens=max_microbatch_tokens, pad_id=pad_id, told=told):
         moved = batch.to(student.device)
         output = algorithm.loss(moved, row_logits(student, moved), teacher_scores(teacher, moved), context)
         steps += step_stats(moved, output)

@@ -5,7 +5,8 @@ The ids are those that the engine read and sampled; nothing is tokenised again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -75,6 +76,29 @@ def tokenize_trajectory(trajectory: Trajectory) -> tuple[TokenSequence, ...]:
     errors = (sum(result.is_error for result in turn.results) for turn in trajectory.turns)
     before = tuple(accumulate(errors, initial=0))[:-1]
     return tuple(_lay_out(trajectory, start, end, before) for start, end in pairwise(bounds))
+
+
+def tokenize_for_teacher(trajectories: Sequence[Trajectory]) -> list[tuple[TokenSequence, ...]] | None:
+    """Lay trajectories out as the teacher reads them: other prompts, the student's tokens kept.
+
+    Args:
+        trajectories: Finished trajectories.
+
+    Returns:
+        The token sequences of each, with the responses of `tokenize_trajectory` at other places; None where
+        the teacher reads what the student read.
+    """
+    if all(turn.teacher_context_ids is None for one in trajectories for turn in one.turns):
+        return None
+    return [tokenize_trajectory(_as_told(one)) for one in trajectories]
+
+
+def _as_told(trajectory: Trajectory) -> Trajectory:
+    turns = (
+        turn if turn.teacher_context_ids is None else replace(turn, context_ids=turn.teacher_context_ids)
+        for turn in trajectory.turns
+    )
+    return replace(trajectory, turns=tuple(turns))
 
 
 def _lay_out(trajectory: Trajectory, start: int, end: int, before: tuple[int, ...]) -> TokenSequence:

@@ -23,13 +23,14 @@ from sod.assembly import RunParts, assemble, assemble_objects
 from sod.checkpoint import TrainerState, latest_checkpoint, recover_checkpoint, save_checkpoint
 from sod.config import RunConfig
 from sod.config_algorithms import SODSection
+from sod.config_teachers import SelfTeacherSection
 from sod.envs.base import EnvironmentFactory
 from sod.envs.registry import BuiltEnvironment
 from sod.errors import ServiceUnavailableError, TrainingError
 from sod.evaluate import rollout_metrics
 from sod.loop.alignment import Canary, check_versions
 from sod.loop.display import Display
-from sod.loop.minibatches import Minibatch, plan_round
+from sod.loop.minibatches import Minibatch, is_own_round, plan_round
 from sod.loop.records import (
     add_steps,
     anchor_warning,
@@ -63,7 +64,7 @@ class SODTrainer:
     def __init__(
         self,
         student: PreTrainedModel | str,
-        teacher: AnyTeacher | PreTrainedModel | str | None = None,
+        teacher: AnyTeacher | PreTrainedModel | SelfTeacherSection | str | None = None,
         environment: BuiltEnvironment | EnvironmentFactory | None = None,
         *,
         config: RunConfig,
@@ -79,7 +80,8 @@ class SODTrainer:
 
         Args:
             student: The model that is trained, or where to load it from.
-            teacher: Who scores; a model is frozen. None for algorithm "sft".
+            teacher: Who scores; a model is frozen. None for algorithm "sft"; `SelfTeacherSection()` for the
+                student itself.
             environment: What the student acts in; a bare factory where its environments have no tools that
                 the template must tell of. Or None and `tools` with `reward`.
             config: Settings; `student`, `teacher`, `data` and `environment` sections are not read.
@@ -88,7 +90,7 @@ class SODTrainer:
             reward: Name of a reward or a function (task, text) -> float.
             tasks: Training tasks.
             eval_tasks: Held-out tasks.
-            expert: Expert trajectories, for "sft".
+            expert: Expert trajectories, for "sft" and "gkd".
             display: Where progress is shown; None for stderr.
         """
         parts = assemble_objects(
@@ -235,8 +237,9 @@ class SODTrainer:
 
     def _trajectories(self, index: int) -> list[Trajectory]:
         count, seed = self.config.trainer.tasks_per_round, self.config.run.seed
-        if not self.config.algorithm.is_on_policy:
-            return take_from(self.parts.expert, self.state.cursor, count, seed=seed)
+        if not is_own_round(self.config, index):
+            whole = self.config.trajectories_per_round
+            return take_from(self.parts.expert, self.state.cursor // count * whole, whole, seed=seed)
         path = self._folder.trajectories(index)
         if self.state.updates_in_round:
             return read_trajectories(path)
@@ -250,15 +253,21 @@ class SODTrainer:
         return trajectories
 
     def _updates(self, trajectories: Sequence[Trajectory]) -> None:
-        plan = plan_round(trajectories, self.config, round_index=self.state.round, pad_id=self.parts.pad_id)
+        plan = plan_round(
+            trajectories,
+            self.config,
+            round_index=self.state.round,
+            pad_id=self.parts.pad_id,
+            teacher=self.parts.teacher,
+        )
         kept_mib = self.config.trainer.teacher_cache_mib if self.config.trainer.epochs > 1 else 0
         targets = RoundTargets(self.parts.teacher, self._reference, max_bytes=kept_mib * MIB)
         for position in range(self.state.updates_in_round, len(plan)):
             self._stop.check()
             minibatch = plan[position]
             seed_generators(self.config.run.seed, "update", self.state.update)
-            is_on_policy = self.config.algorithm.is_on_policy
-            watch = self._canary.watch(trajectories, is_first=position == 0) if is_on_policy else None
+            is_own = is_own_round(self.config, self.state.round)
+            watch = self._canary.watch(trajectories, is_first=position == 0) if is_own else None
             result = run_update(
                 self.model,
                 self._optimizer,

@@ -126,6 +126,8 @@ class Turn:
         drift: How a re-tokenised conversation would differ; None where nobody looked (expert data).
         is_truncated: Whether top_p cut the vocabulary that the turn was sampled from, so that the policy
             was not the model's own.
+        teacher_context_ids: What the teacher reads in place of `context_ids`, where it is told more than
+            the student; None where it reads the same.
 
     Raises:
         ValueError: Nothing was sampled, an id is negative, or the log-probabilities do not fit the ids.
@@ -142,12 +144,13 @@ class Turn:
     is_trained: bool = True
     drift: Drift | None = None
     is_truncated: bool = False
+    teacher_context_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         ids, log_probs = self.sampled_ids, self.sampled_log_probs
         if not ids:
             raise ValueError("Turn: sampled_ids is empty; every turn needs at least its stop token.")
-        lowest = min(min(ids), min(self.context_ids, default=0))
+        lowest = min((*ids, *self.context_ids, *(self.teacher_context_ids or ())))
         if lowest < 0:
             raise ValueError(f"Turn: {lowest} is no token id; ids are 0 or more.")
         if log_probs and len(log_probs) != len(ids):

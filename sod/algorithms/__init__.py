@@ -7,10 +7,12 @@ from dataclasses import replace
 from sod.algorithms.atod import atod
 from sod.algorithms.base import Algorithm, LossContext, LossOutput
 from sod.algorithms.gated_opd import gated_opd
+from sod.algorithms.gkd import gkd
 from sod.algorithms.grpo import GRPO, grpo
 from sod.algorithms.iw_opd import iw_opd
 from sod.algorithms.objective import Divergence, StepObjective
 from sod.algorithms.opd import opd
+from sod.algorithms.opsd import opsd
 from sod.algorithms.sft import SFT
 from sod.algorithms.sod import sod
 from sod.algorithms.stm import stm
@@ -20,9 +22,12 @@ from sod.config_algorithms import (
     AlgorithmSection,
     ATODSection,
     GatedOPDSection,
+    GKDSection,
     GRPOSection,
     IWOPDSection,
     OPDSection,
+    OPSDAnswerSection,
+    OPSDHintSection,
     SFTSection,
     SODSection,
     STMSection,
@@ -40,10 +45,12 @@ __all__ = [
     "StepObjective",
     "atod",
     "gated_opd",
+    "gkd",
     "grpo",
     "iw_opd",
     "make_algorithm",
     "opd",
+    "opsd",
     "sod",
     "stm",
     "tcod",
@@ -85,6 +92,10 @@ def make_algorithm(
             made = iw_opd(section)
         case TIPSection():
             made = tip(section)
+        case GKDSection():
+            made = gkd(section)
+        case OPSDAnswerSection() | OPSDHintSection():
+            made = opsd(section)
     if section.has_ratio:
         made = replace(made, divergence=replace(made.divergence, temperature=sampling_temperature))
     return replace(made, vocab_size=vocab_size)

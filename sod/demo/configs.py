@@ -12,10 +12,10 @@ from sod.config import (
     RunConfig,
     RunSection,
     StudentSection,
-    TeacherSection,
     TrainerSection,
 )
 from sod.config_algorithms import AlgorithmSection, OPDSection, SFTSection, SODSection
+from sod.config_teachers import TeacherSection
 from sod.demo.settings import DemoSettings, SupervisedPhase
 from sod.envs.ledger_env import LedgerSection
 

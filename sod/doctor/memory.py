@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +93,7 @@ class ModelShape:
         return num_tokens * kept * bytes_per_number
 
 
-def estimate_phases(config: RunConfig, student: ModelShape, teacher: ModelShape | None) -> dict[str, int]:
+def estimate_phases(config: RunConfig, student: ModelShape, teachers: Sequence[ModelShape]) -> dict[str, int]:
     """Estimate the most memory that each phase of a run needs on its device.
 
     Logits are counted as if every token of a microbatch were a response token, so long prompts and
@@ -101,7 +102,7 @@ def estimate_phases(config: RunConfig, student: ModelShape, teacher: ModelShape 
     Args:
         config: The settings.
         student: Shape of the student.
-        teacher: Shape of the teacher, None for an algorithm without.
+        teachers: Shapes of the teachers that are loaded beside it.
 
     Returns:
         Bytes by phase: "rollout", "score" (with a teacher), "update".
@@ -109,7 +110,7 @@ def estimate_phases(config: RunConfig, student: ModelShape, teacher: ModelShape 
     trainer, rollout = config.trainer, config.rollout
     compute_bytes = torch.bfloat16.itemsize if trainer.precision == "bfloat16" else student.bytes_per_weight
     tokens = trainer.max_microbatch_tokens
-    resident = student.weight_bytes + (teacher.weight_bytes if teacher is not None else 0)
+    resident = student.weight_bytes + sum(teacher.weight_bytes for teacher in teachers)
     if config.algorithm.needs_reference:
         resident += student.weight_bytes
     kept = trainer.teacher_cache_mib << 20 if config.algorithm.needs_teacher else 0
@@ -122,13 +123,13 @@ def estimate_phases(config: RunConfig, student: ModelShape, teacher: ModelShape 
         cache = student.cache_bytes(rows * rollout.max_trajectory_tokens, compute_bytes)
         step_logits = rows * student.vocab_rows * _FLOAT32_BYTES
         phases["rollout"] = resident + optimizer + cache + step_logits
-    if teacher is not None:
-        logits = tokens * teacher.vocab_rows * teacher.bytes_per_weight
+    if teachers:
+        logits = tokens * max(each.vocab_rows * each.bytes_per_weight for each in teachers)
         phases["score"] = resident + optimizer + kept + logits
     has_checkpointing = config.student is not None and config.student.gradient_checkpointing
     activations = student.activation_bytes(tokens, compute_bytes, has_checkpointing=has_checkpointing)
     # Logits, their gradient, and the teacher's.
-    num_logits = 3 if teacher is not None else 2
+    num_logits = 3 if teachers else 2
     logits = num_logits * tokens * student.vocab_rows * compute_bytes
     phases["update"] = resident + optimizer + student.weight_bytes + kept + activations + logits
     return phases

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.chat import ChatRenderer
-from sod.config import ModelSection, RunConfig
+from sod.config_teachers import ModelSection
 from sod.doctor.findings import Findings, Level
-from sod.models import check_vocabulary, load_architecture, load_tokenizer
+from sod.models import check_vocabulary, is_on_hub, load_architecture, load_tokenizer
 
 # Settings by which models change their logits after the head, as transformers names them.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -31,18 +31,25 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
 
 
-def examine_checkpoint(findings: Findings, section: ModelSection, config: RunConfig) -> Checkpoint | None:
+def examine_checkpoint(
+    findings: Findings, section: ModelSection, max_tokens: int, *, is_offline: bool = False
+) -> Checkpoint | None:
     """Examine one checkpoint by itself.
 
     Args:
         findings: Written to.
         section: [student] or [teacher].
-        config: The settings of the run.
+        max_tokens: Longest sequence that it will read.
+        is_offline: Leave it alone where it is on the hub.
 
     Returns:
         The checkpoint, None where it cannot be read.
     """
     role = section.section
+    if is_offline and is_on_hub(section):
+        text = f"not checked: {section.model} is on the hub; tokenizer and template are read there"
+        findings.add(role, "checkpoint", text, Level.NOTE)
+        return None
     checkpoint = None
     with findings.examining(role, "checkpoint"):
         tokenizer = load_tokenizer(section)
@@ -55,7 +62,7 @@ def examine_checkpoint(findings: Findings, section: ModelSection, config: RunCon
         checkpoint = Checkpoint(section=section, model=model, tokenizer=tokenizer)
         _examine_vocabulary(findings, checkpoint)
         _examine_logits(findings, role, shape)
-        _examine_context(findings, role, shape, config.rollout.max_trajectory_tokens)
+        _examine_context(findings, role, shape, max_tokens)
     return checkpoint
 
 
@@ -124,7 +131,7 @@ def _examine_context(findings: Findings, role: str, shape: Any, wanted: int) -> 
         findings.add(
             role,
             "context",
-            f"{limit:,} positions, but [rollout] max_trajectory_tokens = {wanted:,}; lower it",
+            f"{limit:,} positions, but it reads up to {wanted:,} tokens; lower [rollout] max_trajectory_tokens",
             Level.FATAL,
         )
     else:

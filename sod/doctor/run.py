@@ -13,22 +13,24 @@ import torch
 
 from sod.algorithms import make_algorithm
 from sod.assembly import (
-    load_expert,
-    load_task_file,
     make_renderer,
     pick_device,
     require_sections,
 )
 from sod.chat import ChatRenderer
-from sod.config import RunConfig, TeacherSection
+from sod.config import RunConfig
 from sod.config_engines import VLLMServerSection
+from sod.config_teachers import SelfTeacherSection, TeacherSection, teacher_checkpoints
 from sod.doctor.findings import Findings, Level
 from sod.doctor.machine import examine_device, examine_kernels, examine_sandbox, examine_versions
 from sod.doctor.memory import GIB, ModelShape, estimate_phases
 from sod.doctor.models import Checkpoint, examine_checkpoint, examine_stops
 from sod.doctor.servers import examine_server
 from sod.envs.registry import BuiltEnvironment, build_environment
-from sod.models import check_same_tokenizer, load_tokenizer
+from sod.models import check_same_tokenizer, is_on_hub, load_tokenizer
+from sod.rollout.privilege import privilege_of
+from sod.run_data import check_tasks, expert_file, load_expert, load_task_file
+from sod.run_folder import check_folder
 from sod.types import Task
 
 _NUM_PROMPTS = 64
@@ -46,9 +48,7 @@ def examine_machine() -> Findings:
 
 
 def diagnose(config: RunConfig) -> Findings:
-    """Examine a run without reading a weight: settings, data, checkpoints, template, tools, memory, machine.
-
-    Every part is examined even where another has a fatal finding, as far as it can be without it.
+    """Examine a run and the machine that it is to run on, without reading a weight.
 
     Args:
         config: The settings.
@@ -61,32 +61,85 @@ def diagnose(config: RunConfig) -> Findings:
     examine_device(findings)
     with findings.examining("machine", "device"):
         examine_kernels(findings, pick_device(config))
+    findings += examine_run(config)
+    return findings
+
+
+def examine_run(config: RunConfig, *, is_offline: bool = False) -> Findings:
+    """Examine a run without reading a weight: settings, data, checkpoints, template, tools, memory.
+
+    Every part is examined even where another has a fatal finding, as far as it can be without it.
+
+    Args:
+        config: The settings.
+        is_offline: Leave checkpoints on the hub alone.
+
+    Returns:
+        The findings.
+    """
+    findings = Findings()
     with findings.examining("settings", "sections"):
         require_sections(config)
         make_algorithm(config.algorithm)
         findings.add("settings", "algorithm", f"{config.algorithm.name}, {config.num_updates} updates")
     _examine_sampling(findings, config)
     tasks = _examine_tasks(findings, config)
-    student = examine_checkpoint(findings, config.student, config) if config.student else None
-    teacher = None
-    if isinstance(config.teacher, TeacherSection):
-        teacher = examine_checkpoint(findings, config.teacher, config)
-    elif config.teacher is not None:
-        # It scores one token more than a trajectory has.
-        examine_server(findings, config.teacher, config.rollout.max_trajectory_tokens + 1)
+    is_own = isinstance(config.teacher, SelfTeacherSection)
+    longest = config.max_teacher_tokens if is_own else config.rollout.max_trajectory_tokens
+    student = None
+    if config.student is not None:
+        student = examine_checkpoint(findings, config.student, longest, is_offline=is_offline)
     if isinstance(config.engine, VLLMServerSection):
         examine_server(findings, config.engine, config.rollout.max_trajectory_tokens)
-    if student and config.teacher is not None:
-        with findings.examining("teacher", "tokenizer"):
-            check_same_tokenizer(student.tokenizer, load_tokenizer(config.teacher))
-            findings.add("teacher", "tokenizer", "every id means the same text to student and teacher")
-    _examine_environment(findings, config, student, teacher, tasks)
+    teachers = _examine_teachers(findings, config, student, is_offline=is_offline)
+    _examine_environment(findings, config, student, teachers, tasks)
     if student:
-        shapes = ModelShape.of(student.model), ModelShape.of(teacher.model) if teacher else None
+        shapes = [ModelShape.of(each.model) for each in (student, *teachers)]
+        if isinstance(config.teacher, SelfTeacherSection) and config.teacher.weights == "start":
+            shapes.append(shapes[0])
         with findings.examining("memory", "limit"):
-            _examine_memory(findings, config, *shapes)
+            _examine_memory(findings, config, shapes[0], shapes[1:])
         _examine_disk(findings, config, shapes[0])
     return findings
+
+
+def examine_folder(config: RunConfig, *, resume: bool) -> Findings:
+    """Examine whether a run may begin, or go on, in its folder.
+
+    Args:
+        config: The settings.
+        resume: Whether it is to go on.
+
+    Returns:
+        One finding.
+    """
+    findings = Findings()
+    with findings.examining("run folder", "output"):
+        check_folder(config, resume=resume)
+        findings.add("run folder", "output", str(config.run.output))
+    return findings
+
+
+def _examine_teachers(
+    findings: Findings, config: RunConfig, student: Checkpoint | None, *, is_offline: bool
+) -> list[Checkpoint]:
+    """Examine every teacher; the checkpoints among them come back."""
+    teachers = []
+    for section in teacher_checkpoints(config.teacher):
+        if isinstance(section, TeacherSection):
+            longest = config.max_teacher_tokens
+            teachers.append(examine_checkpoint(findings, section, longest, is_offline=is_offline))
+        else:
+            # It scores one token more than a trajectory has.
+            examine_server(findings, section, config.max_teacher_tokens + 1)
+        if student is not None and not (is_offline and is_on_hub(section)):
+            with findings.examining("teacher", "tokenizer"):
+                check_same_tokenizer(student.tokenizer, load_tokenizer(section))
+                findings.add("teacher", "tokenizer", "every id means the same text to student and teacher")
+    if isinstance(config.teacher, SelfTeacherSection):
+        which = "where the run starts" if config.teacher.weights == "start" else "as it stands"
+        findings.add("teacher", "checkpoint", f"the student itself, {which}")
+    return [each for each in teachers if each is not None]
 
 
 def _examine_sampling(findings: Findings, config: RunConfig) -> None:
@@ -119,6 +172,11 @@ def _examine_tasks(findings: Findings, config: RunConfig) -> Sequence[Task]:
             is_short = len(tasks) < wanted
             repeats = ", so a round meets tasks more than once" if is_short else ""
             findings.add("data", "training tasks", text + repeats, Level.WARNING if is_short else Level.OK)
+            check_tasks(config, tasks)
+    expert = expert_file(config)
+    if expert is not None and not expert.is_file():
+        text = f"{str(expert)!r} of [data]: no such file; give expert conversations"
+        findings.add("data", "expert trajectories", text, Level.FATAL)
     if config.data.eval is not None:
         with findings.examining("data", "held-out tasks"):
             held_out = load_task_file(config, "eval")
@@ -132,7 +190,7 @@ def _examine_environment(
     findings: Findings,
     config: RunConfig,
     student: Checkpoint | None,
-    teacher: Checkpoint | None,
+    teachers: Sequence[Checkpoint],
     tasks: Sequence[Task],
 ) -> None:
     environment = None
@@ -146,7 +204,7 @@ def _examine_environment(
             with findings.examining("template", "append-only"):
                 renderer = make_renderer(student.tokenizer, environment, config.student)
                 findings.add("template", "append-only", "proven: no message changes what came before it")
-                _examine_renderer(findings, config, renderer, student, teacher)
+                _examine_renderer(findings, config, renderer, (student, *teachers))
                 _examine_prompts(findings, config, renderer, environment, tasks)
         if environment is not None and any(tool.name == "python" for tool in environment.tools):
             examine_sandbox(findings, is_needed=True)
@@ -159,12 +217,10 @@ def _examine_renderer(
     findings: Findings,
     config: RunConfig,
     renderer: ChatRenderer,
-    student: Checkpoint,
-    teacher: Checkpoint | None,
+    checkpoints: Sequence[Checkpoint],
 ) -> None:
-    for checkpoint in (student, teacher):
-        if checkpoint is not None:
-            examine_stops(findings, checkpoint, renderer)
+    for checkpoint in checkpoints:
+        examine_stops(findings, checkpoint, renderer)
     thinking = config.student.enable_thinking if config.student is not None else None
     if not renderer.can_think:
         findings.add("template", "thinking", "the template knows no thinking")
@@ -178,7 +234,8 @@ def _examine_renderer(
         )
     else:
         findings.add("template", "thinking", "on" if thinking else "off")
-    if not config.algorithm.is_on_policy and config.data is not None:
+    expert = expert_file(config)
+    if expert is not None and expert.is_file():
         with findings.examining("data", "expert trajectories"):
             findings.add("data", "expert trajectories", f"{len(load_expert(config, renderer)):,}")
 
@@ -192,13 +249,18 @@ def _examine_prompts(
 ) -> None:
     if environment is None or not tasks:
         return
-    lengths = []
+    lengths, privilege = [], privilege_of(config.algorithm)
     for task in islice(tasks, _NUM_PROMPTS):
         attempt = environment.factory(task)
         try:
-            lengths.append(len(renderer.prompt_ids(attempt.reset(), attempt.tools)))
+            opening = attempt.reset()
+            prompt_ids = renderer.prompt_ids(opening, attempt.tools)
+            if privilege is not None:
+                told_ids = renderer.prompt_ids(privilege.told(task, opening), attempt.tools)
+                privilege.check_length(task, told_ids, prompt_ids)
         finally:
             attempt.close()
+        lengths.append(len(prompt_ids))
     longest, room = max(lengths), config.rollout.max_trajectory_tokens
     text = f"at most {longest:,} tokens in {len(lengths)} prompts; a trajectory has {room:,}"
     if longest >= room:
@@ -212,7 +274,7 @@ def _examine_prompts(
 
 
 def _examine_memory(
-    findings: Findings, config: RunConfig, student: ModelShape, teacher: ModelShape | None
+    findings: Findings, config: RunConfig, student: ModelShape, teachers: Sequence[ModelShape]
 ) -> None:
     device = pick_device(config)
     total = (
@@ -225,7 +287,7 @@ def _examine_memory(
         "score": "lower [trainer] max_microbatch_tokens or teacher_cache_mib",
         "update": "lower [trainer] max_microbatch_tokens, or set [student] gradient_checkpointing",
     }
-    for phase, needed in estimate_phases(config, student, teacher).items():
+    for phase, needed in estimate_phases(config, student, teachers).items():
         share = needed / total
         text = f"about {needed / GIB:.2f} GiB of {total / GIB:.1f} GiB on {device.type}, at most"
         level = Level.FATAL if share > 1 else Level.WARNING if share > _TIGHT else Level.OK

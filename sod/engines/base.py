@@ -128,3 +128,33 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds; it is not used afterwards."""
+
+
+class WeightlessEngine:
+    """What an engine without weights of its own does with those of the student: it notes their version.
+
+    Attributes:
+        policy_version: As last set.
+    """
+
+    policy_version: int
+
+    def __init__(self) -> None:
+        """Begin at version 0."""
+        self.policy_version = 0
+
+    def update_weights(self, model_or_state: WeightSource, policy_version: int) -> None:
+        """Note the version.
+
+        Args:
+            model_or_state: Not read.
+            policy_version: Number of optimiser updates.
+        """
+        self.policy_version = policy_version
+
+    def score(self, ids: Sequence[int]) -> tuple[float, ...] | None:
+        """Give None: there is nothing to score with."""
+        return None
+
+    def close(self) -> None:
+        """Do nothing; nothing is held."""

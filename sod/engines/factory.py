@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from sod.config_engines import ContinuousSection, EngineSection, LockstepSection, VLLMSection
+from sod.config_engines import ContinuousSection, EngineSection, LockstepSection, ReplaySection, VLLMSection
 from sod.engines.base import RolloutEngine
 from sod.engines.hf import HFEngine
 from sod.engines.hf_continuous import ContinuousEngine
+from sod.engines.replay import ReplayEngine
 from sod.engines.vllm_local import VLLMEngine
 from sod.engines.vllm_server import VLLMServerEngine
 
@@ -34,7 +35,8 @@ def make_engine(
         max_total_tokens: Tokens that a row may have in all.
 
     Returns:
-        The engine. One with weights of its own has none until `update_weights`.
+        The engine. One with weights of its own has none until `update_weights`; one that replays has nothing
+        to play until `load`.
 
     Raises:
         SodError: It cannot be had here, or does not answer.
@@ -48,6 +50,8 @@ def make_engine(
             return VLLMEngine(
                 model, section, vocab_size=vocab_size, max_batch=max_batch, max_total_tokens=max_total_tokens
             )
+        case ReplaySection():
+            return ReplayEngine()
     return VLLMServerEngine(section, vocab_size=vocab_size, max_batch=max_batch)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sod.engines.base import Generation, Respond, SamplingParams, WeightSource
+from sod.engines.base import Generation, Respond, SamplingParams, WeightlessEngine
 from sod.errors import RolloutError
 from sod.types import Trajectory, Turn
 
@@ -24,7 +24,7 @@ class _Sequence:
         return f"trajectory {self.number} (task {self.task_id!r}), turn {self.first_turn + index}"
 
 
-class ReplayEngine:
+class ReplayEngine(WeightlessEngine):
     """Gives every row the turns of the first stored sequence that begins with its prompt.
 
     Prompts and observations must be those of the stored run to the token: a turn sampled after other text
@@ -34,36 +34,26 @@ class ReplayEngine:
         policy_version: That of the turns played last, or as last set; a stored run has one per round.
     """
 
-    policy_version: int
-
-    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+    def __init__(self, trajectories: Sequence[Trajectory] = ()) -> None:
         """Take the trajectories.
 
         Args:
-            trajectories: Those of a stored run, in its order.
+            trajectories: Those of a stored run, in its order; `load` gives others.
         """
-        self.policy_version = 0
+        super().__init__()
+        self.load(trajectories)
+
+    def load(self, trajectories: Sequence[Trajectory]) -> None:
+        """Take other trajectories in the place of those that are left.
+
+        Args:
+            trajectories: Those of a round of a stored run, in its order.
+        """
         self._unused = [
             sequence
             for number, trajectory in enumerate(trajectories)
             for sequence in _sequences(number, trajectory)
         ]
-
-    def update_weights(self, model_or_state: WeightSource, policy_version: int) -> None:
-        """Note the version; what was sampled does not change.
-
-        Args:
-            model_or_state: Not read.
-            policy_version: Number of optimiser updates.
-        """
-        self.policy_version = policy_version
-
-    def score(self, ids: Sequence[int]) -> tuple[float, ...] | None:
-        """Give None: it has no weights."""
-        return None
-
-    def close(self) -> None:
-        """Do nothing; it holds nothing."""
 
     def rollout(
         self, prompts: Sequence[tuple[int, ...]], respond: Respond, params: SamplingParams, *, seed: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sod.engines.base import Generation, Respond, SamplingParams, WeightSource
+from sod.engines.base import Generation, Respond, SamplingParams, WeightlessEngine
 from sod.errors import RolloutError
 from sod.types import StopReason
 
@@ -12,14 +12,8 @@ Script = Sequence[Sequence[int]]
 """The turns of one row, each as token ids with its stop token."""
 
 
-class ScriptedEngine:
-    """Gives every row the turns of the next unused script.
-
-    Attributes:
-        policy_version: As last set by `update_weights`.
-    """
-
-    policy_version: int
+class ScriptedEngine(WeightlessEngine):
+    """Gives every row the turns of the next unused script."""
 
     def __init__(self, scripts: Sequence[Script]) -> None:
         """Take the scripts.
@@ -27,25 +21,9 @@ class ScriptedEngine:
         Args:
             scripts: One per row, in the order in which rows are asked for over all rollouts.
         """
-        self.policy_version = 0
+        super().__init__()
         self._scripts = list(scripts)
         self._num_used = 0
-
-    def update_weights(self, model_or_state: WeightSource, policy_version: int) -> None:
-        """Note the version; a script has no weights.
-
-        Args:
-            model_or_state: Not read.
-            policy_version: Number of optimiser updates.
-        """
-        self.policy_version = policy_version
-
-    def score(self, ids: Sequence[int]) -> tuple[float, ...] | None:
-        """Give None: a script has no weights."""
-        return None
-
-    def close(self) -> None:
-        """Do nothing; a script holds nothing."""
 
     def rollout(
         self, prompts: Sequence[tuple[int, ...]], respond: Respond, params: SamplingParams, *, seed: int

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sod.advantages import group_advantages
 from sod.config import RunConfig
+from sod.config_algorithms import GKDSection
 from sod.errors import DataError
 from sod.packing import Batch, num_trained_tokens, pack
 from sod.seeding import derive_seed, permutation
-from sod.tokenization import tokenize_trajectory
+from sod.teacher.base import AnyTeacher
+from sod.teacher.routed import RoutedTeacher
+from sod.tokenization import tokenize_for_teacher, tokenize_trajectory
 from sod.types import Trajectory
 
 
@@ -29,8 +33,29 @@ class Minibatch:
     first_key: int
 
 
+def is_own_round(config: RunConfig, round_index: int) -> bool:
+    """Say whether a round is rolled out by the student; else it reads expert trajectories.
+
+    Args:
+        config: The settings.
+        round_index: The round.
+
+    Returns:
+        Always or never the same, but for "gkd": there it is drawn, the same after a resume.
+    """
+    section = config.algorithm
+    if isinstance(section, GKDSection):
+        return derive_seed(config.run.seed, "own round", round_index) < section.on_policy_share * 2**63
+    return section.is_on_policy
+
+
 def plan_round(
-    trajectories: Sequence[Trajectory], config: RunConfig, *, round_index: int, pad_id: int
+    trajectories: Sequence[Trajectory],
+    config: RunConfig,
+    *,
+    round_index: int,
+    pad_id: int,
+    teacher: AnyTeacher | None = None,
 ) -> list[Minibatch]:
     """Divide a round's trajectories into minibatches, and order them for every epoch.
 
@@ -42,6 +67,7 @@ def plan_round(
         config: Sizes and the root seed.
         round_index: The round, seeds the draws.
         pad_id: Token id of padding.
+        teacher: Who scores; of several, every microbatch gets one.
 
     Returns:
         One entry per update, in order.
@@ -51,20 +77,22 @@ def plan_round(
     """
     seed, size = config.run.seed, config.trainer.minibatch_trajectories
     sequences = [tokenize_trajectory(trajectory) for trajectory in trajectories]
-    # Relative to the whole group, so before minibatches tear it apart.
-    advantages = group_advantages(trajectories) if config.algorithm.has_reward_term else None
+    packed = partial(
+        pack,
+        sequences,
+        max_tokens=config.trainer.max_microbatch_tokens,
+        pad_id=pad_id,
+        # Relative to the whole group, so before minibatches tear it apart.
+        advantages=group_advantages(trajectories) if config.algorithm.has_reward_term else None,
+        told=tokenize_for_teacher(trajectories),
+        routes=teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None,
+    )
     order = permutation(len(trajectories), derive_seed(seed, "minibatch", round_index))
     minibatches: list[Minibatch] = []
     num_batches = 0
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        batches = pack(
-            sequences,
-            chosen,
-            max_tokens=config.trainer.max_microbatch_tokens,
-            pad_id=pad_id,
-            advantages=advantages,
-        )
+        batches = packed(chosen)
         num_tokens = num_trained_tokens([sequences[i] for i in chosen])
         if num_tokens == 0:
             raise DataError(
@@ -73,8 +101,8 @@ def plan_round(
             )
         minibatches.append(Minibatch(batches=batches, num_tokens=num_tokens, first_key=num_batches))
         num_batches += len(batches)
-    plan: list[Minibatch] = []
-    for epoch in range(config.trainer.epochs):
-        epoch_order = permutation(len(minibatches), derive_seed(seed, "epoch", round_index, epoch))
-        plan += [minibatches[i] for i in epoch_order]
-    return plan
+    orders = [
+        permutation(len(minibatches), derive_seed(seed, "epoch", round_index, epoch))
+        for epoch in range(config.trainer.epochs)
+    ]
+    return [minibatches[i] for order in orders for i in order]

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 from sod.assembly import RunParts
 from sod.chat import ChatRenderer
 from sod.config import RunConfig
+from sod.config_engines import ReplaySection
 from sod.engines.base import RolloutEngine, SamplingParams
 from sod.engines.factory import make_engine, weight_bound
+from sod.engines.replay import ReplayEngine
 from sod.engines.weight_check import update_and_check
 from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
@@ -20,6 +22,8 @@ from sod.evaluate import EvalResult, summarise
 from sod.reward_shaping import shape_rewards
 from sod.rollout.collector import RolloutLimits, collect
 from sod.rollout.history import History
+from sod.rollout.privilege import Privilege, privilege_of
+from sod.rollout.store import read_trajectories, round_file
 from sod.seeding import derive_seed
 from sod.tools import ToolRunner
 from sod.types import Task, Trajectory
@@ -89,8 +93,11 @@ class Sampler:
         """
         settings = self.config.rollout
         seed = derive_seed(self.config.run.seed, "rollout", round_index)
+        privilege = privilege_of(self.config.algorithm)
+        if isinstance(self.engine, ReplayEngine) and isinstance(self.config.engine, ReplaySection):
+            self.engine.load(read_trajectories(round_file(self.config.engine.run, round_index)))
         trajectories = self._collect(
-            tasks, settings.temperature, settings.top_p, settings.num_samples, seed, progress
+            tasks, settings.temperature, settings.top_p, settings.num_samples, seed, progress, privilege
         )
         return shape_rewards(trajectories, self.renderer.parse, self.config.reward)
 
@@ -112,6 +119,7 @@ class Sampler:
         num_samples: int,
         seed: int,
         progress: Progress | None,
+        privilege: Privilege | None = None,
     ) -> list[Trajectory]:
         rollout = self.config.rollout
         params = SamplingParams(
@@ -140,6 +148,7 @@ class Sampler:
                 runner=self.runner,
                 num_samples=num_samples,
                 history=History(window=None if rollout.history == "full" else rollout.history_window or 0),
+                privilege=privilege,
                 progress=progress,
             )
 

@@ -15,6 +15,7 @@ from sod.envs.base import Environment, EnvironmentFactory, StepResult
 from sod.errors import RolloutError
 from sod.parsing import ParsedTurn
 from sod.rollout.history import History, PastTurn, summary_prompt, text_of
+from sod.rollout.privilege import Privilege
 from sod.tools import ToolUnavailableError
 from sod.types import (
     Drift,
@@ -70,6 +71,7 @@ def collect(
     num_samples: int = 1,
     max_attempts: int = 3,
     history: History | None = None,
+    privilege: Privilege | None = None,
     progress: Progress | None = None,
 ) -> list[Trajectory]:
     """Roll every task out `num_samples` times.
@@ -93,6 +95,7 @@ def collect(
         num_samples: Attempts per task.
         max_attempts: How often a trajectory is tried whose tool is unavailable.
         history: What the student reads of its earlier turns; None is everything, in one growing sequence.
+        privilege: What the teacher is told beyond that; None lets it read the same.
         progress: Told about every finished trajectory.
 
     Returns:
@@ -122,6 +125,7 @@ def collect(
         limits=limits,
         runner=runner,
         history=history or History(),
+        privilege=privilege,
         progress=progress,
     )
     for attempt in range(max_attempts):
@@ -144,9 +148,11 @@ class _Row:
     environment: Environment
     # Of the sequence that grows now.
     context_ids: tuple[int, ...] = ()
+    teacher_context_ids: tuple[int, ...] | None = None
     last_id: int | None = None
     num_tokens: int = 0
     conversation: tuple[Message, ...] = ()
+    told: tuple[Message, ...] = ()
     is_waiting: bool = False
     # Of the whole attempt.
     opening: tuple[Message, ...] = ()
@@ -178,6 +184,7 @@ class _Session:
         limits: RolloutLimits,
         runner: ToolRunner,
         history: History,
+        privilege: Privilege | None,
         progress: Progress | None,
     ) -> None:
         self.last_unavailable = ""
@@ -190,6 +197,7 @@ class _Session:
         self._limits = limits
         self._runner = runner
         self._history = history
+        self._privilege = privilege
         self._progress = progress
 
     @property
@@ -237,13 +245,24 @@ class _Session:
 
     def _open(self, row: _Row) -> None:
         row.opening = row.conversation = row.environment.reset()
-        row.begin_sequence(self._renderer.prompt_ids(row.opening, row.environment.tools))
+        row.told = self._told(row, row.opening)
+        self._begin(row, self._renderer.prompt_ids(row.opening, row.environment.tools))
         if row.num_tokens >= self._limits.max_trajectory_tokens:
             raise RolloutError(
                 f"collect: the prompt of task {row.task.task_id!r} has {row.num_tokens} tokens, but "
                 f"max_trajectory_tokens is {self._limits.max_trajectory_tokens}; raise it or leave the task "
                 "out."
             )
+
+    def _told(self, row: _Row, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+        return prompt if self._privilege is None else self._privilege.told(row.task, prompt)
+
+    def _begin(self, row: _Row, prompt_ids: tuple[int, ...]) -> None:
+        """Begin a sequence, whose prompt the teacher may read with more in it."""
+        row.begin_sequence(prompt_ids)
+        if self._privilege is not None:
+            row.teacher_context_ids = self._renderer.prompt_ids(row.told, row.environment.tools)
+            self._privilege.check_length(row.task, row.teacher_context_ids, prompt_ids)
 
     def _respond(self, ended: Sequence[tuple[int, Generation]]) -> list[tuple[int, ...] | None]:
         rows = [self._rows[index] for index, _ in ended]
@@ -290,11 +309,12 @@ class _Session:
         if prompt_ids is not None:
             row.turns.append(replace(made, drift=Drift.FORK))
             row.segments.append(len(row.turns))
-            row.begin_sequence(prompt_ids)
+            self._begin(row, prompt_ids)
             row.is_waiting = True
             return None
         row.turns.append(made)
         row.context_ids, row.last_id, row.num_tokens = ids, generation.sampled_ids[-1], num_tokens
+        row.teacher_context_ids = None
         return ids
 
     def _new_sequence(self, row: _Row, turn: ParsedTurn, step: StepResult) -> tuple[int, ...] | None:
@@ -305,12 +325,13 @@ class _Session:
         if not prompt and window is not None:
             prompt = summary_prompt(row.opening, row.past, window=window)
         if prompt:
-            row.conversation = prompt
+            row.conversation, row.told = prompt, self._told(row, prompt)
             return self._renderer.prompt_ids(prompt, tools)
         if self._renderer.rewrites == "refuse":
             return None
         before, message = row.conversation, self._renderer.assistant_message(turn)
         row.conversation = (*before, message, *step.messages)
+        row.told = (*row.told, message, *step.messages)
         return self._renderer.forked_ids(before, message, step.messages, tools)
 
     def _finish(self, row: _Row, step: StepResult, end_reason: EndReason) -> None:
@@ -331,6 +352,7 @@ class _Session:
     def _turn(self, row: _Row, generation: Generation, turn: ParsedTurn, step: StepResult) -> Turn:
         return Turn(
             context_ids=row.context_ids,
+            teacher_context_ids=row.teacher_context_ids,
             sampled_ids=generation.sampled_ids,
             sampled_log_probs=generation.log_probs,
             calls=tuple(call for call in turn.calls if isinstance(call, ToolCall)),

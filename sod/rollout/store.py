@@ -21,6 +21,11 @@ _FORMAT = "sod-trajectories"
 SCHEMA_VERSION = 1
 
 
+def round_file(run: Path, round_index: int) -> Path:
+    """Give the file of the trajectories of a round in a run folder."""
+    return run / "trajectories" / f"round_{round_index:04d}.jsonl.gz"
+
+
 def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
     """Write trajectories to a new file, or replace one, all or nothing.
 
@@ -123,9 +128,11 @@ def _turn_from_dict(values: Mapping[str, Any]) -> Turn:
         ToolResult(**{**result, "outcome": ToolOutcome(result["outcome"])}) for result in values["results"]
     )
     changed["stop_reason"] = StopReason(values["stop_reason"])
-    # Files of before this was looked at do not have it.
+    # Older files have neither of these two.
     drift = values.get("drift")
     changed["drift"] = None if drift is None else Drift(drift)
+    told = values.get("teacher_context_ids")
+    changed["teacher_context_ids"] = None if told is None else tuple(told)
     return Turn(**{**values, **changed})
 
 

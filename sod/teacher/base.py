@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from sod.packing import Batch
-from sod.scoring import TeacherScores, TopScores
+from sod.scoring import TeacherScores
 
 
 class Capability(StrEnum):
@@ -48,14 +48,14 @@ class ListingTeacher(Protocol):
     def capabilities(self) -> frozenset[Capability]:
         """What it can give."""
 
-    def top_scores(self, batch: Batch) -> TopScores:
+    def top_scores(self, batch: Batch) -> TeacherScores:
         """Score the rows of a batch.
 
         Args:
             batch: The microbatch, N rows.
 
         Returns:
-            K ids of each row and their log-probabilities.
+            K ids of each row and their log-probabilities, or all as (N, V) logits.
         """
 
     def close(self) -> None:
@@ -67,13 +67,14 @@ AnyTeacher = Teacher | ListingTeacher
 
 
 def teacher_scores(teacher: AnyTeacher, batch: Batch) -> TeacherScores:
-    """Ask a teacher for the most that it can give.
+    """Ask a teacher for the most that it can give, showing it what it is told.
 
     Args:
         teacher: Any teacher.
-        batch: The microbatch, N rows.
+        batch: The microbatch as the student reads it, N rows.
 
     Returns:
         (N, V) logits, or the listed ids of N rows.
     """
-    return teacher.logits(batch) if isinstance(teacher, Teacher) else teacher.top_scores(batch)
+    read = batch if batch.told is None else batch.told
+    return teacher.logits(read) if isinstance(teacher, Teacher) else teacher.top_scores(read)

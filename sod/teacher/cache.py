@@ -11,6 +11,7 @@ from torch import Tensor
 from sod.packing import Batch
 from sod.scoring import TeacherScores
 from sod.teacher.base import AnyTeacher, Teacher, teacher_scores
+from sod.teacher.own import CurrentPolicy
 
 
 class _Sized(Protocol):
@@ -74,7 +75,9 @@ class RoundTargets:
         """
         share = max_bytes // max(1, (teacher is not None) + (reference is not None))
         ask = None if teacher is None else partial(teacher_scores, teacher)
-        self._teacher = None if ask is None else RoundScores(ask, max_bytes=share)
+        # What changes with every update is not kept.
+        kept = 0 if isinstance(teacher, CurrentPolicy) else share
+        self._teacher = None if ask is None else RoundScores(ask, max_bytes=kept)
         self._reference = None if reference is None else RoundScores(reference.logits, max_bytes=share)
 
     def source(self, first_key: int) -> Callable[[int, Batch], Targets]:

@@ -2,38 +2,95 @@
 
 from __future__ import annotations
 
-import torch
+import copy
+from collections.abc import Sequence
+from pathlib import Path
 
-from sod.config import TeacherSection
+from transformers import PreTrainedModel
+
 from sod.config_algorithms import AlgorithmSection
-from sod.config_teachers import VLLMTeacherSection
+from sod.config_teachers import (
+    AnyTeacherSection,
+    RoutedTeacherSection,
+    SelfTeacherSection,
+    TeacherSection,
+    VLLMTeacherSection,
+)
 from sod.errors import ConfigError
 from sod.models import load_model
 from sod.teacher.base import AnyTeacher, Capability
+from sod.teacher.kept import KeptTeacher
 from sod.teacher.local import LocalTeacher
+from sod.teacher.own import CurrentPolicy
+from sod.teacher.routed import RoutedTeacher, task_routes
 from sod.teacher.vllm_server import VLLMTeacher
+from sod.types import Task
+
+SCORES_FOLDER = "teacher_scores"
 
 
 def make_teacher(
-    section: TeacherSection | VLLMTeacherSection, *, device: torch.device, vocab_size: int, max_tokens: int
+    section: AnyTeacherSection,
+    *,
+    student: PreTrainedModel,
+    tasks: Sequence[Task],
+    vocab_size: int,
+    max_tokens: int,
+    run_folder: Path,
 ) -> AnyTeacher:
     """Make a teacher.
 
     Args:
         section: Its settings.
-        device: Where a model in this process is put.
+        student: The student with the weights that the run starts from; models are put where it is.
+        tasks: The training tasks, which name their routes.
         vocab_size: Ids that are tokens.
         max_tokens: Longest sequence that will be scored.
+        run_folder: Where scores are kept with the run; nothing is written yet.
 
     Returns:
         The teacher.
 
     Raises:
-        SodError: It cannot be loaded, or its server does not answer.
+        SodError: It cannot be loaded, its server does not answer, or a task has no route.
     """
-    if isinstance(section, VLLMTeacherSection):
-        return VLLMTeacher(section, vocab_size=vocab_size, max_tokens=max_tokens)
-    return LocalTeacher(load_model(section, device=device))
+    if isinstance(section, SelfTeacherSection):
+        return own_teacher(section, student)
+
+    def one(named: TeacherSection | VLLMTeacherSection) -> AnyTeacher:
+        made: LocalTeacher | VLLMTeacher
+        if isinstance(named, VLLMTeacherSection):
+            made = VLLMTeacher(named, vocab_size=vocab_size, max_tokens=max_tokens)
+        else:
+            made = LocalTeacher(load_model(named, device=student.device))
+        if named.keep_scores == "round":
+            return made
+        return KeptTeacher(
+            made,
+            named.scores_folder or run_folder / SCORES_FOLDER,
+            fingerprint=made.fingerprint,
+            num_top=named.num_top,
+            vocab_size=vocab_size,
+        )
+
+    if isinstance(section, RoutedTeacherSection):
+        route_of = task_routes(tasks, section.route_field, tuple(section.routes))
+        return RoutedTeacher({name: one(route) for name, route in section.routes.items()}, route_of)
+    return one(section)
+
+
+def own_teacher(section: SelfTeacherSection, student: PreTrainedModel) -> AnyTeacher:
+    """Make the student its own teacher: as it is now, or as it stands whenever it is asked."""
+    return CurrentPolicy(student) if section.weights == "current" else LocalTeacher(copy.deepcopy(student))
+
+
+def local_teachers(teacher: AnyTeacher | None) -> list[LocalTeacher]:
+    """Find the models of this process within a teacher."""
+    if isinstance(teacher, RoutedTeacher):
+        return [found for one in teacher.teachers.values() for found in local_teachers(one)]
+    if isinstance(teacher, KeptTeacher):
+        return local_teachers(teacher.teacher)
+    return [teacher] if isinstance(teacher, LocalTeacher) else []
 
 
 def check_capabilities(teacher: AnyTeacher, algorithm: AlgorithmSection) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,10 +28,31 @@ class LocalTeacher:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Full logits."""
-        return frozenset({Capability.LOGITS})
+        """Everything: whoever gives logits gives the rest."""
+        return frozenset(Capability)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with every weight."""
+        return model_fingerprint(self.model)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Score the rows of a batch; see `sod.teacher.base.Teacher.logits`."""
         return row_logits(self.model, batch.to(self.model.device))
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """Give a text that changes with every weight of a model, and with nothing else.
+
+    Args:
+        model: The model.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name}:{weight.dtype}:{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -61,6 +61,12 @@ class VLLMTeacher:
             return frozenset({Capability.SAMPLED})
         return frozenset({Capability.TOP_K, Capability.SAMPLED})
 
+    @property
+    def fingerprint(self) -> str:
+        """Names the model; weights that change behind one name do not show."""
+        section = self._section
+        return f"vllm:{section.model}@{section.revision}:{self._model}:{section.num_top}"
+
     def top_scores(self, batch: Batch) -> TopScores:
         """Score the rows of a batch; see `sod.teacher.base.ListingTeacher.top_scores`.
 

@@ -15,7 +15,8 @@ from sod.config import (
     RunSection,
     TrainerSection,
 )
-from sod.config_algorithms import OPDSection, SFTSection, SODSection
+from sod.config_algorithms import OPDSection, OPSDAnswerSection, SFTSection, SODSection
+from sod.config_teachers import SelfTeacherSection
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, build_environment, environment_entry
 from sod.envs.tool_entry import ToolsSection, tool_environment
 from sod.errors import ConfigError, DataError, ModelError
@@ -95,6 +96,20 @@ def test_a_student_by_name_a_teacher_object_and_a_bare_factory(tmp_path, tiny_ch
         tmp_path, str(tiny_checkpoint), LocalTeacher(tiny_model), factory, tasks=TASKS, algorithm=OPDSection()
     )
     assert trainer.train().metrics["kl/token_mean"] > 0
+
+
+def test_a_student_that_teaches_itself_is_told_more(tmp_path, tiny_model, tiny_tokenizer):
+    parts = {"environment": tool_environment([], exact), "tokenizer": tiny_tokenizer, "tasks": TASKS}
+    trainer = make(tmp_path, tiny_model, SelfTeacherSection(), algorithm=OPSDAnswerSection(), **parts)
+    assert trainer.parts.teacher.model is not tiny_model
+    assert trainer.train().metrics["kl/token_mean"] > 1e-4
+    with pytest.raises(ConfigError, match=r'name = "self" has nothing to teach with algorithm "opd"'):
+        make(tmp_path, tiny_model, SelfTeacherSection(), algorithm=OPDSection(), **parts)
+    parts["tasks"] = [Task(task_id="n", messages=TASKS[0].messages)]
+    with pytest.raises(
+        ConfigError, match=r"tells the teacher fields\['answer'\] of a task, .* 'n' is 'None'"
+    ):
+        make(tmp_path, tiny_model, SelfTeacherSection(), algorithm=OPSDAnswerSection(), **parts)
 
 
 def test_supervised_training_from_trajectories_in_memory(tmp_path, tiny_model, tiny_tokenizer):

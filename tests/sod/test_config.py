@@ -16,11 +16,11 @@ from sod.config import (
     RunConfig,
     RunSection,
     StudentSection,
-    TeacherSection,
     TrainerSection,
 )
 from sod.config_algorithms import OPDSection, SFTSection, SODSection
 from sod.config_file import config_from_dict, dump_config, load_config
+from sod.config_teachers import TeacherSection
 from sod.errors import ConfigError
 
 MINIMAL = '[run]\noutput = "out"\n[trainer]\nrounds = 2\n'

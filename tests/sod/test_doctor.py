@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from sod.cli import app
 from sod.config_file import load_config
-from sod.doctor import Finding, Level, diagnose, examine_machine
+from sod.doctor import Finding, Level, diagnose, examine_machine, examine_run
 from sod.doctor import machine as machine_part
 from sod.doctor.memory import ModelShape, estimate_phases
 from sod.models import build_qwen3, load_architecture
@@ -299,7 +299,7 @@ def test_the_estimate_of_activations_is_near_what_a_forward_pass_keeps(has_check
 def test_memory_follows_the_settings(folder):
     config = load_config(folder / "run.toml", [])
     shape = ModelShape.of(load_architecture(config.student))
-    teacher = ModelShape.of(load_architecture(config.teacher))
+    teacher = (ModelShape.of(load_architecture(config.teacher)),)
     base = estimate_phases(config, shape, teacher)
     muon = load_config(folder / "run.toml", ["optimizer.name='muon'"])
     assert estimate_phases(muon, shape, teacher)["update"] == base["update"] - shape.weight_bytes
@@ -310,6 +310,37 @@ def test_memory_follows_the_settings(folder):
     longer = load_config(folder / "run.toml", ["rollout.max_trajectory_tokens=2048"])
     cache = 8 * 1024 * shape.num_layers * shape.key_value_size * 4
     assert estimate_phases(longer, shape, teacher)["rollout"] == base["rollout"] + cache
+
+
+def test_a_teacher_that_is_the_student_told_more(folder):
+    text = RUN.replace('[teacher]\nmodel = "teacher"', '[teacher]\nname = "self"')
+    (folder / "own.toml").write_text(f'{text}[algorithm]\nname = "opsd_gt"\n')
+    findings = examine_run(load_config(folder / "own.toml", []))
+    assert not findings.is_fatal
+    assert one(findings, "teacher", "checkpoint").text == "the student itself, where the run starts"
+    assert "GiB" in one(findings, "memory", "score").text
+    untold = examine_run(load_config(folder / "own.toml", ["algorithm.name='opsd_hint'"]))
+    text = [each.text for each in untold if each.area == "data" and each.level is Level.FATAL]
+    assert "tells the teacher fields['hint'] of a task" in text[0]
+    long = load_config(folder / "own.toml", ["algorithm.max_extra_tokens=4000"])
+    assert "4,096 positions, but it reads up to 5,024" in one(examine_run(long), "student", "context").text
+    short = load_config(folder / "own.toml", ["algorithm.max_extra_tokens=2"])
+    assert any("tokens more than the student's" in each.text for each in examine_run(short))
+
+
+def test_several_teachers_are_examined_one_by_one(folder):
+    routes = '[teacher]\nname = "routed"\nroute_field = "answer"\n' + "".join(
+        f'[teacher.routes.{number}]\nmodel = "{model}"\n'
+        for number, model in (("2", "teacher"), ("3", "stranger"), ("4", "teacher"), ("5", "teacher"))
+    )
+    (folder / "routed.toml").write_text(RUN.replace('[teacher]\nmodel = "teacher"\n', routes))
+    findings = examine_run(load_config(folder / "routed.toml", []))
+    assert sum(each.subject == "checkpoint" and each.area == "teacher" for each in findings) == 4
+    same = [each.level for each in findings if (each.area, each.subject) == ("teacher", "tokenizer")]
+    assert same == [Level.OK, Level.FATAL, Level.OK, Level.OK]
+    assert any(
+        "of task 'train:5' is '6'; wanted one of the routes 2, 3, 4, 5" in each.text for each in findings
+    )
 
 
 def test_the_command_leaves_with_one_for_a_fatal_finding_and_writes_them_down(folder, tmp_path):

@@ -287,7 +287,7 @@ def test_a_turn_of_older_weights_is_named(parts):
 
 def test_a_teacher_is_frozen_and_gives_no_gradient(parts):
     _, teacher, _, sequences = parts
-    assert teacher.capabilities == {Capability.LOGITS}
+    assert teacher.capabilities == set(Capability)
     (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
     assert not teacher.logits(batch).requires_grad
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())

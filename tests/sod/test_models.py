@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from sod.config import StudentSection, TeacherSection
+from sod.config import StudentSection
+from sod.config_teachers import TeacherSection
 from sod.errors import ModelError
 from sod.models import (
     build_qwen3,

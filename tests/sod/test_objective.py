@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,12 @@ from sod.algorithms.policy import ClippedSurrogate
 from sod.config_algorithms import (
     ATODSection,
     GatedOPDSection,
+    GKDSection,
     GRPOSection,
     IWOPDSection,
     OPDSection,
+    OPSDAnswerSection,
+    OPSDHintSection,
     SODSection,
     STMSection,
     TCODSection,
@@ -115,6 +119,54 @@ def test_sod_is_the_paper_s_advantage_form(parts):
     torch.testing.assert_close(output.step_divergence.double(), d, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(output.step_weights.double(), w, rtol=1e-5, atol=1e-6)
     assert output.coefficients == {"coefficient/distillation": 1.0, "coefficient/reward": 1.0}
+
+
+ERRORS = [0, 1, 1, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("section", "weights", "rho"),
+    [
+        (OPDSection(form="sampled", reward_coefficient=1.0), lambda d, t: torch.ones_like(d), 1.0),
+        (
+            SODSection(weight="decay_after_error"),
+            lambda d, t: 0.9 ** torch.tensor([0, 1, 2, 0, 0, 1, 2.0]),
+            1.0,
+        ),
+        (SODSection(weight="mask_after_error"), lambda d, t: torch.tensor([1, 0, 0, 1, 1, 0, 0.0]), 1.0),
+        (SODSection(delta=math.inf), lambda d, t: sod_weights(d, t, delta=math.inf), 1.0),
+        (SODSection(reward_coefficient=0.0), sod_weights, 0.0),
+    ],
+    ids=["uniform", "decay after the first error", "mask after the first error", "no clip", "no GRPO"],
+)
+def test_every_ablation_of_sod_is_one_setting(parts, section, weights, rho):
+    batch, student, _ = parts
+    # With this teacher some steps are closer than the first, so that the clip matters.
+    teacher = logits(4)(batch)
+    batch = replace(batch, step_errors=torch.tensor(ERRORS))
+    output = make_algorithm(section).loss(batch, student, teacher, at(batch))
+    exact, (log_p, log_q), _, old, (d, _) = pieces(batch, student, teacher)
+    w = weights(d, batch.step_trajectory).double()
+    total = w[batch.row_steps] * (log_q - old) + rho * batch.row_advantages
+    check(output, mean(surrogate(log_p, old, total), batch), student, exact)
+    torch.testing.assert_close(output.step_weights.double(), w, rtol=1e-5, atol=1e-6)
+    full = make_algorithm(SODSection()).loss(batch, student, teacher, at(batch)).loss
+    assert abs(float((full - output.loss).detach())) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "section", [GKDSection(beta=0.3), OPSDAnswerSection(beta=0.3), OPSDHintSection(beta=0.3)]
+)
+def test_gkd_and_opsd_are_the_divergence_from_the_mixture(parts, section):
+    batch, student, teacher = parts
+    output = make_algorithm(section).loss(batch, student, teacher, at(batch))
+    exact = student.detach().double().requires_grad_()
+    log_p, log_q = exact.log_softmax(-1), teacher.double().log_softmax(-1)
+    log_m = (0.3 * log_q.exp() + 0.7 * log_p.exp()).log()
+    jsd = 0.3 * (log_q.exp() * (log_q - log_m)).sum(-1) + 0.7 * (log_p.exp() * (log_p - log_m)).sum(-1)
+    check(output, mean(jsd, batch), student, exact)
+    assert output.step_weights.tolist() == [1.0] * batch.num_steps
+    assert make_algorithm(section).name == section.name
 
 
 @pytest.mark.parametrize("round_number", [1, 40, 200])

@@ -8,11 +8,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sod.assembly import load_task_file
 from sod.config import DataSection
 from sod.config_file import config_from_dict
 from sod.errors import ConfigError, DataError
 from sod.questions import FORMS, load_questions
+from sod.run_data import load_task_file
 
 ROWS = {
     "nq": ({"question": "who wrote it", "answer": ["Ann", "A. Bee", "Ann"]}, ["Ann", "A. Bee"], "f:1"),

@@ -10,7 +10,7 @@ import pytest
 
 from sod import math_check
 from sod.errors import ConfigError, DataError, SodError
-from sod.math_check import MathChecker, check_math
+from sod.math_check import MathChecker, MathPool, check_math
 from sod.rewards import REWARDS, get_reward, last_boxed
 from sod.types import Task
 
@@ -109,6 +109,25 @@ def test_a_hung_helper_is_killed_and_the_next_check_works():
         assert patient.check("2", "2")
     finally:
         patient.close()
+
+
+def test_as_many_helpers_start_as_are_busy_at_the_same_time():
+    pool = MathPool(2)
+    try:
+        assert pool.check("1/2", "0.5")
+        assert pool.check("1", "2") is False
+        running = [each._process for each in pool._checkers]
+        assert sum(process is not None for process in running) == 1
+        # While one helper is busy, the other answers.
+        busy = pool._idle.get()
+        assert pool.check("3", "3")
+        pool._idle.put(busy)
+        assert all(each._process is not None for each in pool._checkers)
+    finally:
+        pool.close()
+    assert all(each._process is None for each in pool._checkers)
+    with pytest.raises(ValueError, match="num_processes must be 1 or more, got 0"):
+        MathPool(0)
 
 
 def test_a_helper_that_cannot_start_is_named(monkeypatch):
