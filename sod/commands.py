@@ -26,6 +26,7 @@ from sod.errors import DataError
 from sod.evaluate import EvalResult
 from sod.loop.sampling import Progress, make_runner, make_sampler
 from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer
+from sod.pairing import pair_tokenizers
 from sod.rollout.store import read_trajectories
 from sod.run_folder import check_is_new, check_is_same_run
 from sod.score import score_trajectories
@@ -82,9 +83,12 @@ def dry_run(config: RunConfig, *, resume: bool) -> list[str]:
         if not Path(section.model).is_absolute():
             return [*lines, f"not checked: tokenizer, template and weights of {section.model} (on the hub)"]
         tokenizer = load_tokenizer(section)
-        if config.teacher is not None:
-            check_same_tokenizer(tokenizer, load_tokenizer(config.teacher))
         renderer = make_renderer(tokenizer, environment, section)
+        if config.teacher is not None:
+            teachers = load_tokenizer(config.teacher)
+            if config.algorithm.needs_equal_ids:
+                check_same_tokenizer(tokenizer, teachers)
+            pair_tokenizers(config, (tokenizer, teachers), renderer)
         lines.append("tokenizer and chat template: fit")
         if not config.algorithm.is_on_policy:
             lines.append(f"expert trajectories: {len(load_expert(config, renderer))}")

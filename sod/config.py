@@ -59,11 +59,15 @@ class StudentSection(ModelSection):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSection(ModelSection):
-    """The frozen model that the student learns from; it must share the student's tokenizer."""
+    """The frozen model that the student learns from; but for "simct" it shares the student's tokenizer."""
 
     section: ClassVar[str] = "teacher"
     name: Literal["local"] = "local"
     """Name of the kind of teacher."""
+    chat_template: Literal["own", TemplateName] = "own"
+    """For "simct": template in which the teacher reads; "own" is the checkpoint's, see docs/tokens.md."""
+    enable_thinking: bool | None = None
+    """For "simct": passed to the teacher's template; None leaves the template's own default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +327,14 @@ class RunConfig:
         rollout, trainer = self.rollout, self.trainer
         if isinstance(self.teacher, VLLMTeacherSection):
             check_listing_teacher(self.teacher, self.algorithm, rollout.temperature)
+        if isinstance(self.teacher, TeacherSection) and self.algorithm.needs_equal_ids:
+            for key in ("chat_template", "enable_thinking"):
+                if getattr(self.teacher, key) not in ("own", None):
+                    raise ConfigError(
+                        f'[teacher] {key} = {getattr(self.teacher, key)!r}: belongs to algorithm "simct", '
+                        f'whose teacher reads in a template of its own, but [algorithm] name = "{name}"; '
+                        "remove it"
+                    )
         if self.algorithm.has_reward_term and rollout.num_samples < 2:
             raise ConfigError(
                 f"[rollout] num_samples = {rollout.num_samples}: the reward term of algorithm "

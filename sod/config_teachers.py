@@ -40,6 +40,11 @@ def check_listing_teacher(
             f'{where} lists log-probs of a few ids, but algorithm "{name}" compares full logits of teacher '
             'and reference; wanted name = "local"'
         )
+    if not algorithm.needs_equal_ids:
+        raise ConfigError(
+            f'{where} lists log-probs of a few ids, but algorithm "{name}" compares full logits with a '
+            'teacher of another tokenizer; wanted name = "local"'
+        )
     if teacher.num_top == 0 and getattr(algorithm, "form", "vocab") == "vocab":
         raise ConfigError(
             f'[teacher] num_top = 0 lists the sampled id alone, but form = "vocab" of algorithm "{name}" '

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sod.errors import DataError
 from sod.tokenization import TokenSequence
+from sod.translation import TranslatedRound, Translation
+from sod_kernels import Units, VocabMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Batch:
         trajectories: Index of each trajectory in what was packed.
         rows: (N,) int64, flat index b * T + t of the position before each response token.
         advantages: (len(trajectories),) float32, advantage of each trajectory; None where nobody gave any.
+        counterpart: The same as a teacher with another tokenizer reads it; None where the ids are one's own.
     """
 
     input_ids: Tensor
@@ -45,6 +48,7 @@ class Batch:
     trajectories: tuple[int, ...]
     rows: Tensor
     advantages: Tensor | None = None
+    counterpart: Counterpart | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -90,8 +94,30 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Copy every tensor to a device."""
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        movable = (Tensor, Counterpart)
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, movable)}
         return Batch(**{**values, **moved})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counterpart:
+    """The trajectories of a batch in the tokens of a teacher with another tokenizer.
+
+    Attributes:
+        batch: M rows; steps are numbered as in the student's batch.
+        units: Spans of rows of both batches that spell the same bytes.
+        vocab_map: Columns that both vocabularies share.
+    """
+
+    batch: Batch
+    units: Units
+    vocab_map: VocabMap
+
+    def to(self, device: torch.device) -> Counterpart:
+        """Copy every tensor to a device."""
+        return Counterpart(
+            batch=self.batch.to(device), units=self.units.to(device), vocab_map=self.vocab_map.to(device)
+        )
 
 
 def num_trained_tokens(trajectories: Sequence[Sequence[TokenSequence]]) -> int:
@@ -106,11 +132,12 @@ def pack(
     max_tokens: int,
     pad_id: int,
     advantages: Sequence[float] | None = None,
+    translated: TranslatedRound | None = None,
 ) -> list[Batch]:
     """Group trajectories of similar length into microbatches.
 
     The sequences of one trajectory stay together, because its step weights are made from all its steps.
-    A trajectory without a response token is left out.
+    A trajectory without a response token is left out, and one that was not translated.
 
     Args:
         trajectories: The token sequences of each trajectory of the round.
@@ -119,12 +146,21 @@ def pack(
             microbatch of its own.
         pad_id: Token id put behind the end of a sequence.
         advantages: Advantage of each trajectory of the round; None where the algorithm reads none.
+        translated: The trajectories in the teacher's tokens, where those are not the student's; a microbatch
+            keeps to `max_tokens` on both sides.
 
     Returns:
         Microbatches, longest first; the same input gives the same batches.
     """
+
+    def width_of(index: int) -> int:
+        other = () if translated is None else _entry(translated, index).sequences
+        return max(sequence.input_ids.numel() for sequence in (*trajectories[index], *other))
+
     chosen = [i for i in indices if any(bool(s.response_mask.any()) for s in trajectories[i])]
-    chosen.sort(key=lambda i: (-_longest(trajectories[i]), i))
+    if translated is not None:
+        chosen = [i for i in chosen if translated.entries[i] is not None]
+    chosen.sort(key=lambda i: (-width_of(i), i))
     groups: list[list[int]] = []
     num_rows, width = 0, 0
     for i in chosen:
@@ -134,18 +170,36 @@ def pack(
             num_rows += added
         else:
             groups.append([i])
-            num_rows, width = added, _longest(trajectories[i])
-    batches = (_pad([trajectories[i] for i in group], tuple(group), pad_id) for group in groups)
+            num_rows, width = added, width_of(i)
+    batches = [_pad([trajectories[i] for i in group], tuple(group), pad_id) for group in groups]
+    if translated is not None:
+        batches = [replace(batch, counterpart=_counterpart(batch, translated)) for batch in batches]
     if advantages is None:
-        return list(batches)
+        return batches
     return [
         replace(batch, advantages=torch.tensor([advantages[i] for i in batch.trajectories]).float())
         for batch in batches
     ]
 
 
-def _longest(sequences: Sequence[TokenSequence]) -> int:
-    return max(sequence.input_ids.numel() for sequence in sequences)
+def _entry(translated: TranslatedRound, index: int) -> Translation:
+    entry = translated.entries[index]
+    if entry is None:
+        raise DataError(f"pack: trajectory {index} was not translated; leave it out.")
+    return entry
+
+
+def _counterpart(batch: Batch, translated: TranslatedRound) -> Counterpart:
+    entries = [_entry(translated, index) for index in batch.trajectories]
+    other = _pad([entry.sequences for entry in entries], batch.trajectories, translated.pad_id)
+    spans = []
+    for side, rows in enumerate((batch, other)):
+        # The rows of a trajectory lie together, in the order of its turns.
+        counts = torch.bincount(rows.step_trajectory[rows.row_steps], minlength=len(entries))
+        starts = (counts.cumsum(0) - counts).tolist()
+        each = [(entry.units.student_spans, entry.units.teacher_spans)[side] for entry in entries]
+        spans.append(torch.cat([one + start for one, start in zip(each, starts, strict=True)]))
+    return Counterpart(batch=other, units=Units(*spans), vocab_map=translated.vocab_map)
 
 
 def _turns(sequence: TokenSequence) -> list[int]:

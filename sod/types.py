@@ -126,6 +126,8 @@ class Turn:
         drift: How a re-tokenised conversation would differ; None where nobody looked (expert data).
         is_truncated: Whether top_p cut the vocabulary that the turn was sampled from, so that the policy
             was not the model's own.
+        messages: What `context_ids` renders: the whole prompt at the beginning of a segment, else what came
+            back after the turn before. Empty where nobody kept them (expert data).
 
     Raises:
         ValueError: Nothing was sampled, an id is negative, or the log-probabilities do not fit the ids.
@@ -142,6 +144,7 @@ class Turn:
     is_trained: bool = True
     drift: Drift | None = None
     is_truncated: bool = False
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         ids, log_probs = self.sampled_ids, self.sampled_log_probs
@@ -175,6 +178,7 @@ class Trajectory:
         end_reason: Why it ended.
         segments: Indices of the turns at which a new token sequence begins. `(0,)` is one growing
             sequence (SOD); `(0, 1, 2, ...)` is one sequence per turn (ATOD).
+        tools: Schemas that its prompts offered where they are not those of the run; None for the run's.
 
     Raises:
         ValueError: There are no turns, the segments do not cut them, or a segment begins with a token that
@@ -188,6 +192,7 @@ class Trajectory:
     is_success: bool = False
     end_reason: EndReason = EndReason.DONE
     segments: Sequence[int] = (0,)
+    tools: tuple[Mapping[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
         segments, num_turns = tuple(self.segments), len(self.turns)

@@ -12,10 +12,12 @@ from sod.algorithms.iw_opd import iw_opd
 from sod.algorithms.objective import Divergence, StepObjective
 from sod.algorithms.opd import opd
 from sod.algorithms.sft import SFT
+from sod.algorithms.simct import simct
 from sod.algorithms.sod import sod
 from sod.algorithms.stm import stm
 from sod.algorithms.tcod import tcod
 from sod.algorithms.tip import tip
+from sod.algorithms.unit_divergence import UnitDivergence
 from sod.config_algorithms import (
     AlgorithmSection,
     ATODSection,
@@ -29,6 +31,7 @@ from sod.config_algorithms import (
     TCODSection,
     TIPSection,
 )
+from sod.config_simct import SimCTSection
 
 __all__ = [
     "GRPO",
@@ -38,12 +41,14 @@ __all__ = [
     "LossContext",
     "LossOutput",
     "StepObjective",
+    "UnitDivergence",
     "atod",
     "gated_opd",
     "grpo",
     "iw_opd",
     "make_algorithm",
     "opd",
+    "simct",
     "sod",
     "stm",
     "tcod",
@@ -85,6 +90,8 @@ def make_algorithm(
             made = iw_opd(section)
         case TIPSection():
             made = tip(section)
+        case SimCTSection():
+            made = simct(section)
     if section.has_ratio:
         made = replace(made, divergence=replace(made.divergence, temperature=sampling_temperature))
     return replace(made, vocab_size=vocab_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sod.algorithms.objective import Divergence
 from sod.algorithms.policy import ClippedSurrogate
-from sod.config_algorithms import DistillationSection, SurrogateSection
+from sod.config_algorithm_bases import DistillationSection, SurrogateSection
 
 
 def divergence_of(section: DistillationSection, *, per_step: str = "abs_log_ratio") -> Divergence:

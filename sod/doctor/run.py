@@ -26,6 +26,7 @@ from sod.doctor.findings import Findings, Level
 from sod.doctor.machine import examine_device, examine_kernels, examine_sandbox, examine_versions
 from sod.doctor.memory import GIB, ModelShape, estimate_phases
 from sod.doctor.models import Checkpoint, examine_checkpoint, examine_stops
+from sod.doctor.pairs import examine_pair
 from sod.doctor.servers import examine_server
 from sod.envs.registry import BuiltEnvironment, build_environment
 from sod.models import check_same_tokenizer, load_tokenizer
@@ -76,7 +77,7 @@ def diagnose(config: RunConfig) -> Findings:
         examine_server(findings, config.teacher, config.rollout.max_trajectory_tokens + 1)
     if isinstance(config.engine, VLLMServerSection):
         examine_server(findings, config.engine, config.rollout.max_trajectory_tokens)
-    if student and config.teacher is not None:
+    if student and config.teacher is not None and config.algorithm.needs_equal_ids:
         with findings.examining("teacher", "tokenizer"):
             check_same_tokenizer(student.tokenizer, load_tokenizer(config.teacher))
             findings.add("teacher", "tokenizer", "every id means the same text to student and teacher")
@@ -146,7 +147,12 @@ def _examine_environment(
             with findings.examining("template", "append-only"):
                 renderer = make_renderer(student.tokenizer, environment, config.student)
                 findings.add("template", "append-only", "proven: no message changes what came before it")
-                _examine_renderer(findings, config, renderer, student, teacher)
+                messages = (message for task in tasks for message in task.messages)
+                pair = examine_pair(findings, config, student.tokenizer, renderer, messages)
+                examine_stops(findings, student, renderer)
+                if teacher is not None:
+                    examine_stops(findings, teacher, renderer if pair is None else pair.teacher)
+                _examine_renderer(findings, config, renderer)
                 _examine_prompts(findings, config, renderer, environment, tasks)
         if environment is not None and any(tool.name == "python" for tool in environment.tools):
             examine_sandbox(findings, is_needed=True)
@@ -159,12 +165,7 @@ def _examine_renderer(
     findings: Findings,
     config: RunConfig,
     renderer: ChatRenderer,
-    student: Checkpoint,
-    teacher: Checkpoint | None,
 ) -> None:
-    for checkpoint in (student, teacher):
-        if checkpoint is not None:
-            examine_stops(findings, checkpoint, renderer)
     thinking = config.student.enable_thinking if config.student is not None else None
     if not renderer.can_think:
         findings.add("template", "thinking", "the template knows no thinking")

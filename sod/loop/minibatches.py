@@ -11,6 +11,7 @@ from sod.errors import DataError
 from sod.packing import Batch, num_trained_tokens, pack
 from sod.seeding import derive_seed, permutation
 from sod.tokenization import tokenize_trajectory
+from sod.translation import TranslatedRound
 from sod.types import Trajectory
 
 
@@ -30,7 +31,12 @@ class Minibatch:
 
 
 def plan_round(
-    trajectories: Sequence[Trajectory], config: RunConfig, *, round_index: int, pad_id: int
+    trajectories: Sequence[Trajectory],
+    config: RunConfig,
+    *,
+    round_index: int,
+    pad_id: int,
+    translated: TranslatedRound | None = None,
 ) -> list[Minibatch]:
     """Divide a round's trajectories into minibatches, and order them for every epoch.
 
@@ -42,6 +48,8 @@ def plan_round(
         config: Sizes and the root seed.
         round_index: The round, seeds the draws.
         pad_id: Token id of padding.
+        translated: The trajectories in the teacher's tokens, where those are not the student's; what could
+            not be translated is in no minibatch.
 
     Returns:
         One entry per update, in order.
@@ -54,6 +62,12 @@ def plan_round(
     # Relative to the whole group, so before minibatches tear it apart.
     advantages = group_advantages(trajectories) if config.algorithm.has_reward_term else None
     order = permutation(len(trajectories), derive_seed(seed, "minibatch", round_index))
+    if translated is not None:
+        order = [i for i in order if translated.entries[i] is not None]
+        if not order:
+            raise DataError(
+                f"plan_round: no trajectory of round {round_index} could be aligned; {translated.problem}"
+            )
     minibatches: list[Minibatch] = []
     num_batches = 0
     for start in range(0, len(order), size):
@@ -64,6 +78,7 @@ def plan_round(
             max_tokens=config.trainer.max_microbatch_tokens,
             pad_id=pad_id,
             advantages=advantages,
+            translated=translated,
         )
         num_tokens = num_trained_tokens([sequences[i] for i in chosen])
         if num_tokens == 0:

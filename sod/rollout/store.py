@@ -84,11 +84,13 @@ def trajectory_to_dict(trajectory: Trajectory) -> dict[str, Any]:
     """
     values = _shallow(trajectory)
     values["segments"] = list(trajectory.segments)
+    values["tools"] = _plain(trajectory.tools)
     values["turns"] = [
         {
             **_shallow(turn),
             "calls": [_shallow(call) for call in turn.calls],
             "results": [_shallow(result) for result in turn.results],
+            "messages": _plain(turn.messages),
         }
         for turn in trajectory.turns
     ]
@@ -108,10 +110,13 @@ def trajectory_from_dict(values: Mapping[str, Any]) -> Trajectory:
         KeyError, TypeError, ValueError: A field is missing, unknown or of a wrong kind.
     """
     turns = tuple(_turn_from_dict(turn) for turn in values["turns"])
-    rest = {name: value for name, value in values.items() if name not in ("turns", "segments", "end_reason")}
-    return Trajectory(
-        turns=turns, segments=tuple(values["segments"]), end_reason=EndReason(values["end_reason"]), **rest
-    )
+    changed = {"turns": turns, "segments": tuple(values["segments"])}
+    tools = values.get("tools")
+    changed |= {
+        "end_reason": EndReason(values["end_reason"]),
+        "tools": None if tools is None else tuple(tools),
+    }
+    return Trajectory(**{**values, **changed})
 
 
 def _turn_from_dict(values: Mapping[str, Any]) -> Turn:
@@ -123,14 +128,19 @@ def _turn_from_dict(values: Mapping[str, Any]) -> Turn:
         ToolResult(**{**result, "outcome": ToolOutcome(result["outcome"])}) for result in values["results"]
     )
     changed["stop_reason"] = StopReason(values["stop_reason"])
-    # Files of before this was looked at do not have it.
+    # Files of before these were kept do not have them.
     drift = values.get("drift")
     changed["drift"] = None if drift is None else Drift(drift)
+    changed["messages"] = tuple(values.get("messages", ()))
     return Turn(**{**values, **changed})
 
 
 def _shallow(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _plain(entries: Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    return None if entries is None else [dict(entry) for entry in entries]
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

@@ -71,9 +71,11 @@ def teacher_scores(teacher: AnyTeacher, batch: Batch) -> TeacherScores:
 
     Args:
         teacher: Any teacher.
-        batch: The microbatch, N rows.
+        batch: The microbatch, N rows; where it has a counterpart, that is scored, M rows.
 
     Returns:
-        (N, V) logits, or the listed ids of N rows.
+        Logits, or the listed ids, of every row.
     """
+    if batch.counterpart is not None:
+        batch = batch.counterpart.batch
     return teacher.logits(batch) if isinstance(teacher, Teacher) else teacher.top_scores(batch)
