@@ -179,8 +179,7 @@ class SODTrainer:
                 self._sampler = make_sampler(self.config, self.parts, runner)
                 stack.callback(self._sampler.engine.close)
             if self.parts.pair is not None:
-                messages = (message for task in self.parts.tasks for message in task.messages)
-                self._display.line(f"tokenizers: {self.parts.pair.report(messages)}")
+                self._display.line(f"tokenizers: {self.parts.pair.report(self.parts.tasks)}")
             self._display.begin(self.state.round, self.config.trainer.rounds)
             try:
                 self._rounds()

@@ -7,10 +7,8 @@ says mean the same. Each turn is aligned on its own, so observations are in no u
 
 from __future__ import annotations
 
-from codecs import getincrementaldecoder
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +17,7 @@ from sod.chat import ChatRenderer
 from sod.chat_templates import NamedTemplate
 from sod.errors import ConfigError, ModelError, TemplateError, TranslationError
 from sod.tokenization import TokenSequence, tokenize_trajectory
-from sod.types import Message, StopReason, Trajectory, Turn
+from sod.types import StopReason, Task, Trajectory, Turn
 from sod_kernels import (
     AlignmentError,
     TokenBytes,
@@ -108,6 +106,7 @@ class TokenizerPair:
         self.vocab_map, self.tables = vocab_map, (vocab_map.student, vocab_map.teacher)
         self.student_tokenizer, self.teacher_tokenizer = student_tokenizer, teacher_tokenizer
         self.teacher = teacher
+        self._by_bytes = self.tables[1].ids_by_bytes()
         self._partners: dict[int, int] = {}
         for student_id, teacher_id in vocab_map.bridge:
             self._partners.setdefault(student_id, teacher_id)
@@ -143,53 +142,61 @@ class TokenizerPair:
             sequences=tokenize_trajectory(replace(trajectory, turns=tuple(turns))), units=units
         )
 
-    def report(self, messages: Iterable[Message]) -> VocabReport:
-        """Tell what the tokenizers share, and how much of some messages is in 1:1 units.
+    def report(self, tasks: Sequence[Task]) -> VocabReport:
+        """Tell what the tokenizers share, and how much of the texts of a run's tasks is in 1:1 units.
 
         Args:
-            messages: Of these the texts of the first 64 are looked at.
+            tasks: Of these the messages of the first 64 are looked at.
 
         Returns:
             The report.
         """
-        texts = (str(message["content"]) for message in islice(messages, _NUM_SAMPLES))
+        texts = (str(message["content"]) for task in tasks[:_NUM_SAMPLES] for message in task.messages)
         both = (self.student_tokenizer, self.teacher_tokenizer)
         samples = [[_text_ids(tokenizer, text) for tokenizer in both] for text in texts if text]
         return vocab_report(self.vocab_map, [(student, teacher) for student, teacher in samples])
 
     def _written(self, index: int, turn: Turn) -> tuple[int, ...]:
         """What the student wrote in a turn, in the teacher's ids."""
-        student, ids = self.tables[0], turn.sampled_ids
-        is_cut = turn.stop_reason is StopReason.LENGTH
+        student = self.tables[0]
         result: list[int] = []
-        run = bytearray()
-        for token in ids:
+        run = b""
+        for place, token in enumerate(turn.sampled_ids):
             spelled = student.spelled[token]
             if spelled is not None:
-                run += spelled
+                # The space that a tokenizer puts before a text is not in the text; the aligner knows of it.
+                run += spelled.removeprefix(b" ") if student.has_prefix_space and place == 0 else spelled
                 continue
             if token not in self._partners:
                 raise TranslationError(
                     f"turn {index}: the student wrote {student.describe(token)}, a control token without a "
                     "partner; name its partner in [algorithm] bridge"
                 )
-            result += [*self._encode_bytes(index, run, is_cut=False), self._partners[token]]
-            run.clear()
-        result += self._encode_bytes(index, run, is_cut=is_cut)
-        if not result:
-            raise TranslationError(f"turn {index}: it was cut off within its first character")
-        return tuple(result)
+            result += [*self._encode_bytes(index, run), self._partners[token]]
+            run = b""
+        return (*result, *self._encode_bytes(index, run))
 
-    def _encode_bytes(self, index: int, spelled: bytearray, *, is_cut: bool) -> list[int]:
-        try:
-            # A turn that was cut off may end within a character; what it has of it is in no unit.
-            text = getincrementaldecoder("utf-8")().decode(bytes(spelled), final=not is_cut)
-        except UnicodeDecodeError as error:
-            raise TranslationError(
-                f"turn {index}: what the student wrote is no text (byte {error.start} of a run of "
-                f"{len(spelled)}), so the teacher cannot read it"
-            ) from error
-        return _text_ids(self.teacher_tokenizer, text)
+    def _encode_bytes(self, index: int, spelled: bytes) -> list[int]:
+        """Text as the teacher tokenises it; bytes that are no character as its tokens of one byte."""
+        ids: list[int] = []
+        while spelled:
+            end, after = len(spelled), len(spelled)
+            try:
+                text = spelled.decode()
+            except UnicodeDecodeError as error:
+                end, after = error.start, error.end
+                text = spelled[:end].decode()
+            ids += _text_ids(self.teacher_tokenizer, text)
+            for place in range(end, after):
+                byte = spelled[place : place + 1]
+                if byte not in self._by_bytes:
+                    raise TranslationError(
+                        f"turn {index}: the student wrote byte {byte!r}, which is no character, and the "
+                        "teacher has no token for it"
+                    )
+                ids.append(self._by_bytes[byte])
+            spelled = spelled[after:]
+        return ids
 
     def _align(self, student: Sequence[Turn], teacher: Sequence[Turn], align: str) -> Units:
         sides = [[turn.sampled_ids for turn in turns] for turns in (student, teacher)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,7 +12,7 @@ from sod.doctor.findings import Findings, Level
 from sod.models import load_tokenizer
 from sod.pairing import pair_tokenizers
 from sod.translation import TokenizerPair
-from sod.types import Message
+from sod.types import Task
 from sod_kernels import VocabReport
 
 _FEW = 0.5
@@ -23,7 +23,7 @@ def examine_pair(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
     renderer: ChatRenderer,
-    messages: Iterable[Message],
+    tasks: Sequence[Task],
 ) -> TokenizerPair | None:
     """Examine the coverage of a pair of tokenizers, on the run's own prompts.
 
@@ -32,7 +32,7 @@ def examine_pair(
         config: The settings, with a teacher.
         tokenizer: The student's.
         renderer: The student's.
-        messages: Of the prompts.
+        tasks: The run's.
 
     Returns:
         The pair; None where the algorithm needs equal ids, or the two cannot be paired.
@@ -42,7 +42,7 @@ def examine_pair(
         if config.teacher is not None and not config.algorithm.needs_equal_ids:
             pair = pair_tokenizers(config, (tokenizer, load_tokenizer(config.teacher)), renderer)
         if pair is not None:
-            report = pair.report(messages)
+            report = pair.report(tasks)
             _examine_columns(findings, report)
             _examine_units(findings, report)
     return pair

@@ -147,8 +147,7 @@ def _examine_environment(
             with findings.examining("template", "append-only"):
                 renderer = make_renderer(student.tokenizer, environment, config.student)
                 findings.add("template", "append-only", "proven: no message changes what came before it")
-                messages = (message for task in tasks for message in task.messages)
-                pair = examine_pair(findings, config, student.tokenizer, renderer, messages)
+                pair = examine_pair(findings, config, student.tokenizer, renderer, tasks)
                 examine_stops(findings, student, renderer)
                 if teacher is not None:
                     examine_stops(findings, teacher, renderer if pair is None else pair.teacher)
