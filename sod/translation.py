@@ -203,7 +203,8 @@ class TokenizerPair:
         ids = [[token for written in side for token in written] for side in sides]
         try:
             return align_units(
-                *ids,
+                ids[0],
+                ids[1],
                 self.vocab_map,
                 student_segments=_bounds(sides[0]),
                 teacher_segments=_bounds(sides[1]),

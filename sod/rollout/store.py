@@ -110,7 +110,7 @@ def trajectory_from_dict(values: Mapping[str, Any]) -> Trajectory:
         KeyError, TypeError, ValueError: A field is missing, unknown or of a wrong kind.
     """
     turns = tuple(_turn_from_dict(turn) for turn in values["turns"])
-    changed = {"turns": turns, "segments": tuple(values["segments"])}
+    changed: dict[str, Any] = {"turns": turns, "segments": tuple(values["segments"])}
     tools = values.get("tools")
     changed |= {
         "end_reason": EndReason(values["end_reason"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -30,17 +31,16 @@ def stranger(tmp_path_factory):
     )
 
 
+def write_toml(arithmetic, stranger, output, algorithm=SOD):
+    path = arithmetic.toml(output, algorithm=algorithm)
+    own, other = (f'model = "{folder}"' for folder in (arithmetic.teacher, stranger))
+    path.write_text(path.read_text().replace(own, f'{other}\nchat_template = "plain"'))
+    return path
+
+
 @pytest.fixture
 def toml(arithmetic, stranger):
-    def write(output, algorithm=SOD):
-        path = arithmetic.toml(output, algorithm=algorithm)
-        text = path.read_text().replace(
-            f'model = "{arithmetic.teacher}"', f'model = "{stranger}"\nchat_template = "plain"'
-        )
-        path.write_text(text)
-        return path
-
-    return write
+    return partial(write_toml, arithmetic, stranger)
 
 
 class Lines(Display):
@@ -57,34 +57,40 @@ class Lines(Display):
         self.lines.append(text)
 
 
-def test_a_teacher_with_another_tokenizer_teaches_through_tool_turns(toml, metric_rows):
+@pytest.fixture(scope="module")
+def unbroken(arithmetic, stranger):
+    """A run, and the lines that it showed."""
     display = Lines()
-    result = trainer_of(toml("cross"), "trainer.rounds=5", display=display).train()
+    return trainer_of(write_toml(arithmetic, stranger, "cross_whole"), display=display).train(), display.lines
+
+
+def test_a_teacher_with_another_tokenizer_teaches_through_tool_turns(unbroken, metric_rows):
+    result, lines = unbroken
     rows = [row for row in metric_rows(result.folder / "metrics.jsonl") if row["kind"] == "round"]
     # Without the term over units there is no gradient at all, and the student stays where it was.
-    assert rows[-1]["kl/token_mean"] < 0.8 * rows[0]["kl/token_mean"]
+    assert rows[-1]["kl/token_mean"] < 0.5 * rows[0]["kl/token_mean"]
     assert 0 < rows[0]["unit/one_to_one"] < 1
     assert rows[0]["unit/per_step"] > 2
-    assert rows[0]["unit/compared_mean"] <= 1
-    assert rows[0]["unit/dropped_trajectories"] == 0
+    assert rows[0]["unit/aligned_tokens"] > 0.9
+    assert 0.9 < rows[0]["unit/compared_mean"] <= 1
+    assert rows[0]["unit/dropped_trajectories"] < 4
     assert rows[0]["log_ratio_abs/token_mean"] > 0
     steps = metric_rows(result.folder / "steps.jsonl")
-    assert len({row["weight"] for row in steps}) > 10
+    assert len({row["weight"] for row in steps}) > 5
     assert all(row["divergence"] > 0 for row in steps)
     assert {row["step"] for row in steps} >= {0, 1}
     stored = read_trajectories(result.folder / "trajectories" / "round_00000.jsonl.gz")
     observed = [turn.messages for one in stored for turn in one.turns[1:]]
     assert {message["role"] for messages in observed for message in messages} <= {"tool", "user"}
-    assert any("tokenizers: shared text tokens" in line for line in display.lines)
-    assert any("in 1:1 units" in line for line in display.lines)
+    assert any("tokenizers: shared text tokens" in line for line in lines)
+    assert any("in 1:1 units" in line for line in lines)
 
 
-def test_a_run_that_was_stopped_repeats_the_unbroken_one(toml, metric_rows):
-    unbroken = trainer_of(toml("cross_whole")).train()
+def test_a_run_that_was_stopped_repeats_the_unbroken_one(toml, unbroken, metric_rows):
     path = toml("cross_halves")
     with pytest.raises(SimulatedCrashError):
         trainer_of(path, display=StopAt("updates", 6, crash)).train()
-    assert_same_run(trainer_of(path).train(resume=True), unbroken, metric_rows)
+    assert_same_run(trainer_of(path).train(resume=True), unbroken[0], metric_rows)
 
 
 def test_objects_need_the_teachers_tokenizer(arithmetic, stranger, toml):

@@ -351,7 +351,7 @@ def test_bad_pairs_are_refused_with_what_to_do():
         make_pair((own, own), renderer, bridge=(("<|im_start|>", "<|im_start|>"),))
     with pytest.raises(TemplateError, match=r"^\[teacher\] ChatRenderer: "):
         make_pair((own, own), renderer, chat_template="{{ messages[-1]['content'] }}")
-    opens = "{{- '<think>' if add_generation_prompt else '' -}}"
+    opens = "{{- '<think>\\n' if add_generation_prompt else '' -}}"
     with pytest.raises(ConfigError, match="the teacher's template opens a thought before every turn"):
         make_pair((own, own), renderer, chat_template=LEAN + opens)
     with pytest.raises(ValueError, match="TokenizerPair: vocab_map knows no tokenizers"):
