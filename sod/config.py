@@ -328,13 +328,7 @@ class RunConfig:
         if isinstance(self.teacher, VLLMTeacherSection):
             check_listing_teacher(self.teacher, self.algorithm, rollout.temperature)
         if isinstance(self.teacher, TeacherSection) and self.algorithm.needs_equal_ids:
-            for key in ("chat_template", "enable_thinking"):
-                if getattr(self.teacher, key) not in ("own", None):
-                    raise ConfigError(
-                        f'[teacher] {key} = {getattr(self.teacher, key)!r}: belongs to algorithm "simct", '
-                        f'whose teacher reads in a template of its own, but [algorithm] name = "{name}"; '
-                        "remove it"
-                    )
+            _check_template(self.teacher, name)
         if self.algorithm.has_reward_term and rollout.num_samples < 2:
             raise ConfigError(
                 f"[rollout] num_samples = {rollout.num_samples}: the reward term of algorithm "
@@ -381,3 +375,14 @@ class RunConfig:
         samples = self.rollout.num_samples if self.algorithm.is_on_policy else 1
         trajectories = self.trainer.tasks_per_round * samples
         return self.trainer.epochs * -(-trajectories // self.trainer.minibatch_trajectories)
+
+
+def _check_template(teacher: TeacherSection, algorithm: str) -> None:
+    """Refuse settings of the teacher's template where it reads the student's ids."""
+    for key, default in (("chat_template", "own"), ("enable_thinking", None)):
+        value = getattr(teacher, key)
+        if value != default:
+            raise ConfigError(
+                f'[teacher] {key} = {value!r}: belongs to algorithm "simct", whose teacher reads in a template '
+                f'of its own, but [algorithm] name = "{algorithm}"; remove it'
+            )
