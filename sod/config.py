@@ -383,6 +383,6 @@ def _check_template(teacher: TeacherSection, algorithm: str) -> None:
         value = getattr(teacher, key)
         if value != default:
             raise ConfigError(
-                f'[teacher] {key} = {value!r}: belongs to algorithm "simct", whose teacher reads in a template '
-                f'of its own, but [algorithm] name = "{algorithm}"; remove it'
+                f'[teacher] {key} = {value!r}: belongs to algorithm "simct", whose teacher reads in a '
+                f'template of its own, but [algorithm] name = "{algorithm}"; remove it'
             )
