@@ -24,6 +24,7 @@ from sod.envs.registry import BuiltEnvironment, build_environment
 from sod.envs.tool_entry import tool_environment
 from sod.errors import ConfigError
 from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer, place
+from sod.pairing import pair_tokenizers
 from sod.rewards import Reward
 from sod.run_data import check_tasks, load_expert, load_task_file
 from sod.scoring import check_head
@@ -31,6 +32,7 @@ from sod.teacher.base import AnyTeacher
 from sod.teacher.factory import check_capabilities, local_teachers, make_teacher, own_teacher
 from sod.teacher.local import LocalTeacher
 from sod.tools import Tool
+from sod.translation import TokenizerPair
 from sod.types import Task, Trajectory
 
 
@@ -40,13 +42,14 @@ class RunParts:
 
     Attributes:
         student: The model that is trained.
-        tokenizer: Its tokenizer, also the teacher's.
+        tokenizer: Its tokenizer, also the teacher's unless there is a pair.
         renderer: Text to ids and back.
         teacher: Scores; None for "sft".
         environment: What the student acts in; None for "sft" without evaluation.
         tasks: Training tasks; empty for "sft".
         eval_tasks: Held-out tasks.
         expert: Expert trajectories, for "sft" and "gkd".
+        pair: Both tokenizers, where the teacher has one of its own.
     """
 
     student: PreTrainedModel
@@ -57,6 +60,7 @@ class RunParts:
     tasks: Sequence[Task] = ()
     eval_tasks: Sequence[Task] = ()
     expert: Sequence[Trajectory] = ()
+    pair: TokenizerPair | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -109,11 +113,14 @@ def assemble(config: RunConfig) -> RunParts:
     section = require_sections(config)
     is_sft = not config.algorithm.is_on_policy
     tokenizer = load_tokenizer(section)
-    for checkpoint in teacher_checkpoints(config.teacher):
-        check_same_tokenizer(tokenizer, load_tokenizer(checkpoint))
+    teachers = [load_tokenizer(checkpoint) for checkpoint in teacher_checkpoints(config.teacher)]
+    if config.algorithm.needs_equal_ids:
+        for one in teachers:
+            check_same_tokenizer(tokenizer, one)
     environment = build_environment(config.environment) if config.environment is not None else None
     with closing_on_error(environment):
         renderer = make_renderer(tokenizer, environment, section)
+        pair = pair_tokenizers(config, (tokenizer, teachers[0] if teachers else None), renderer)
         has_eval = config.data is not None and config.data.eval is not None
         eval_tasks = load_task_file(config, "eval") if has_eval else ()
         tasks = () if is_sft else load_task_file(config, "train")
@@ -129,6 +136,7 @@ def assemble(config: RunConfig) -> RunParts:
             tasks=tasks,
             eval_tasks=eval_tasks,
             expert=expert,
+            pair=pair,
         )
         check_parts(config, parts)
         return parts
@@ -186,6 +194,7 @@ def assemble_objects(
     tasks: Sequence[Task],
     eval_tasks: Sequence[Task],
     expert: Sequence[Trajectory],
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> RunParts:
     """Bring the parts that a Python caller gives into one form; see `sod.trainer.SODTrainer`.
 
@@ -204,9 +213,11 @@ def assemble_objects(
         raise ConfigError("SODTrainer: tokenizer is None; wanted the student's, pass tokenizer=")
     if isinstance(teacher, str):
         named = TeacherSection(model=teacher)
-        check_same_tokenizer(tokenizer, load_tokenizer(named))
+        teacher_tokenizer = teacher_tokenizer or load_tokenizer(named)
         teacher = load_model(named)
     student = place(student, device)
+    if teacher_tokenizer is not None and config.algorithm.needs_equal_ids:
+        check_same_tokenizer(tokenizer, teacher_tokenizer)
     if isinstance(teacher, PreTrainedModel):
         teacher = LocalTeacher(place(teacher, device))
     if isinstance(teacher, SelfTeacherSection):
@@ -214,15 +225,17 @@ def assemble_objects(
         teacher = own_teacher(teacher, student)
     check_tasks(config, tasks)
     built = _built_environment(environment, tools, reward)
+    renderer = make_renderer(tokenizer, built, None)
     parts = RunParts(
         student=student,
         tokenizer=tokenizer,
-        renderer=make_renderer(tokenizer, built, None),
+        renderer=renderer,
         teacher=teacher,
         environment=built,
         tasks=tasks,
         eval_tasks=eval_tasks,
         expert=expert,
+        pair=pair_tokenizers(config, (tokenizer, teacher_tokenizer), renderer),
     )
     check_parts(config, parts)
     return parts
@@ -264,7 +277,8 @@ def check_parts(config: RunConfig, parts: RunParts) -> None:
     for one in local_teachers(parts.teacher):
         if one.model is parts.student:
             raise ConfigError("student and teacher are one object, which is frozen now; load the model twice")
-        check_vocabulary(one.model, parts.tokenizer, "teacher")
+        tokenizer = parts.tokenizer if parts.pair is None else parts.pair.teacher_tokenizer
+        check_vocabulary(one.model, tokenizer, "teacher")
         check_head(one.model, "teacher")
 
 

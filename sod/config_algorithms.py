@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from sod.config_losses import BaseAlgorithmSection, DistillationSection, RewardedSection, SurrogateSection
 from sod.config_schema import Above, AtLeast, AtMost
+from sod.config_simct import SimCTSection
 from sod.errors import ConfigError
 
 
@@ -307,6 +308,7 @@ AlgorithmSection = (
     | GKDSection
     | OPSDAnswerSection
     | OPSDHintSection
+    | SimCTSection
 )
 
 ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
@@ -323,4 +325,5 @@ ALGORITHMS: dict[str, type[BaseAlgorithmSection]] = {
     "gkd": GKDSection,
     "opsd_gt": OPSDAnswerSection,
     "opsd_hint": OPSDHintSection,
+    "simct": SimCTSection,
 }

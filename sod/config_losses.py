@@ -17,6 +17,7 @@ class BaseAlgorithmSection(Section):
     is_on_policy: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    needs_equal_ids: ClassVar[bool] = True
 
     @property
     def reads_expert(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from sod.chat_templates import TemplateName
 from sod.config_algorithms import AlgorithmSection, PrivilegedSection
 from sod.config_engines import check_url
 from sod.config_schema import Above, AtLeast, PathOrName, Section
@@ -62,11 +63,15 @@ class KeptScores(TokenizerSource):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSection(ModelSection, KeptScores):
-    """The frozen model that the student learns from; it must share the student's tokenizer."""
+    """The frozen model that the student learns from; but for "simct" it shares the student's tokenizer."""
 
     section: ClassVar[str] = "teacher"
     name: Literal["local"] = "local"
     """Name of the kind of teacher."""
+    chat_template: Literal["own", TemplateName] = "own"
+    """For "simct": template in which the teacher reads; "own" is the checkpoint's, see docs/tokens.md."""
+    enable_thinking: bool | None = None
+    """For "simct": passed to the teacher's template; None leaves the template's own default."""
     num_top: Annotated[int, AtLeast(1)] = 32
     """Most likely ids that are kept per token beside the sampled one, where scores are kept on disk."""
 
@@ -171,9 +176,27 @@ def check_teacher(
             f'[teacher] name = "routed" goes by tasks, but algorithm "{algorithm.name}" reads expert '
             "conversations too, which name no route; wanted one teacher"
         )
+    if isinstance(teacher, RoutedTeacherSection) and not algorithm.needs_equal_ids:
+        raise ConfigError(
+            f'[teacher] name = "routed" has several tokenizers, but algorithm "{algorithm.name}" pairs the '
+            "student's with one; wanted one teacher"
+        )
     for section in teacher_checkpoints(teacher):
+        if isinstance(section, TeacherSection) and algorithm.needs_equal_ids:
+            _check_template(section, algorithm.name)
         if section.is_listing:
             _check_listing(section, algorithm, sampling_temperature)
+
+
+def _check_template(teacher: TeacherSection, algorithm: str) -> None:
+    """Refuse settings of the teacher's template where it reads the student's ids."""
+    for key, default in (("chat_template", "own"), ("enable_thinking", None)):
+        value = getattr(teacher, key)
+        if value != default:
+            raise ConfigError(
+                f'[teacher] {key} = {value!r}: belongs to algorithm "simct", whose teacher reads in a '
+                f'template of its own, but [algorithm] name = "{algorithm}"; remove it'
+            )
 
 
 def _check_listing(
@@ -185,6 +208,11 @@ def _check_listing(
         raise ConfigError(
             f'{where} lists log-probs of a few ids, but algorithm "{name}" compares full logits of teacher '
             'and reference; wanted name = "local" and keep_scores = "round"'
+        )
+    if not algorithm.needs_equal_ids:
+        raise ConfigError(
+            f'{where} lists log-probs of a few ids, but algorithm "{name}" compares full logits with a '
+            'teacher of another tokenizer; wanted name = "local" and keep_scores = "round"'
         )
     if teacher.num_top == 0 and getattr(algorithm, "form", "vocab") == "vocab":
         raise ConfigError(

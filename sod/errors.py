@@ -21,6 +21,10 @@ class TemplateError(SodError):
     """A chat template cannot be extended turn by turn without changing what came before."""
 
 
+class TranslationError(SodError):
+    """What a student wrote cannot be given to a teacher in the teacher's own tokens."""
+
+
 class SandboxUnavailableError(SodError):
     """Isolation cannot be had on this machine; the message says what to install or allow."""
 

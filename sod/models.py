@@ -131,7 +131,7 @@ def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTo
             f"check_same_tokenizer: student ({len(student_tokens)} tokens) and teacher "
             f"({len(teacher_tokens)} tokens) differ at {len(differing)} ids; the first is id {first}: "
             f"student {student_tokens.get(first)!r}, teacher {teacher_tokens.get(first)!r}. "
-            "Take a teacher with the student's tokenizer."
+            'Take a teacher with the student\'s tokenizer, or [algorithm] name = "simct".'
         )
 
 

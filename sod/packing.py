@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sod.errors import DataError
 from sod.tokenization import TokenSequence
+from sod.translation import TranslatedRound, Translation
+from sod_kernels import Units, VocabMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Batch:
         told: The same trajectories as the teacher reads them, the same N rows at other places; None where it
             reads what the student read.
         route: Which of several teachers scores it; "" for one teacher.
+        counterpart: The same as a teacher with another tokenizer reads it; None where the ids are one's own.
     """
 
     input_ids: Tensor
@@ -50,6 +53,7 @@ class Batch:
     advantages: Tensor | None = None
     told: Batch | None = None
     route: str = ""
+    counterpart: Counterpart | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -95,8 +99,38 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Copy every tensor to a device."""
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        movable = {name: value for name, value in values.items() if isinstance(value, Tensor | Batch)}
+        movable = {
+            name: value for name, value in values.items() if isinstance(value, Tensor | Batch | Counterpart)
+        }
         return Batch(**{**values, **{name: value.to(device) for name, value in movable.items()}})
+
+    @property
+    def of_teacher(self) -> Batch:
+        """The same trajectories as the teacher reads them."""
+        if self.counterpart is not None:
+            return self.counterpart.batch
+        return self if self.told is None else self.told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counterpart:
+    """The trajectories of a batch in the tokens of a teacher with another tokenizer.
+
+    Attributes:
+        batch: M rows; steps are numbered as in the student's batch.
+        units: Spans of rows of both batches that spell the same bytes.
+        vocab_map: Columns that both vocabularies share.
+    """
+
+    batch: Batch
+    units: Units
+    vocab_map: VocabMap
+
+    def to(self, device: torch.device) -> Counterpart:
+        """Copy every tensor to a device."""
+        return Counterpart(
+            batch=self.batch.to(device), units=self.units.to(device), vocab_map=self.vocab_map.to(device)
+        )
 
 
 def num_trained_tokens(trajectories: Sequence[Sequence[TokenSequence]]) -> int:
@@ -113,11 +147,12 @@ def pack(
     advantages: Sequence[float] | None = None,
     told: Sequence[Sequence[TokenSequence]] | None = None,
     routes: Sequence[str] | None = None,
+    translated: TranslatedRound | None = None,
 ) -> list[Batch]:
     """Group trajectories of similar length into microbatches.
 
     The sequences of one trajectory stay together, because its step weights are made from all its steps.
-    A trajectory without a response token is left out.
+    A trajectory without a response token is left out, and one that was not translated.
 
     Args:
         trajectories: The token sequences of each trajectory of the round.
@@ -129,6 +164,8 @@ def pack(
         told: The token sequences of each trajectory as the teacher reads them; None where it reads the same.
         routes: Name of the teacher of each trajectory of the round, one for all of a microbatch; None where
             there is one teacher.
+        translated: The trajectories in the teacher's tokens, where those are not the student's; a microbatch
+            keeps to `max_tokens` on both sides.
 
     Returns:
         Microbatches, longest first within a route; the same input gives the same batches.
@@ -138,13 +175,15 @@ def pack(
     """
     names = [""] * len(trajectories) if routes is None else routes
     batches = []
-    for group in _groups(trajectories, indices, names, max_tokens):
+    for group in _groups(trajectories, indices, names, translated, max_tokens=max_tokens):
         batch = replace(_pad([trajectories[i] for i in group], tuple(group), pad_id), route=names[group[0]])
         if advantages is not None:
             batch = replace(batch, advantages=torch.tensor([advantages[i] for i in group]).float())
         if told is not None:
             other = _pad([told[i] for i in group], tuple(group), pad_id)
             batch = replace(batch, told=_same_rows(replace(other, route=batch.route), batch))
+        if translated is not None:
+            batch = replace(batch, counterpart=_counterpart(batch, translated))
         batches.append(batch)
     return batches
 
@@ -153,11 +192,20 @@ def _groups(
     trajectories: Sequence[Sequence[TokenSequence]],
     indices: Sequence[int],
     names: Sequence[str],
+    translated: TranslatedRound | None,
+    *,
     max_tokens: int,
 ) -> list[list[int]]:
     """Which trajectories share a microbatch."""
+
+    def width_of(index: int) -> int:
+        other = () if translated is None else _entry(translated, index).sequences
+        return max(sequence.input_ids.numel() for sequence in (*trajectories[index], *other))
+
     chosen = [i for i in indices if any(bool(s.response_mask.any()) for s in trajectories[i])]
-    chosen.sort(key=lambda i: (names[i], -_longest(trajectories[i]), i))
+    if translated is not None:
+        chosen = [i for i in chosen if translated.entries[i] is not None]
+    chosen.sort(key=lambda i: (names[i], -width_of(i), i))
     groups: list[list[int]] = []
     num_rows, width = 0, 0
     for i in chosen:
@@ -167,7 +215,7 @@ def _groups(
             num_rows += added
         else:
             groups.append([i])
-            num_rows, width = added, _longest(trajectories[i])
+            num_rows, width = added, width_of(i)
     return groups
 
 
@@ -181,8 +229,24 @@ def _same_rows(told: Batch, batch: Batch) -> Batch:
     return told
 
 
-def _longest(sequences: Sequence[TokenSequence]) -> int:
-    return max(sequence.input_ids.numel() for sequence in sequences)
+def _entry(translated: TranslatedRound, index: int) -> Translation:
+    entry = translated.entries[index]
+    if entry is None:
+        raise DataError(f"pack: trajectory {index} was not translated; leave it out.")
+    return entry
+
+
+def _counterpart(batch: Batch, translated: TranslatedRound) -> Counterpart:
+    entries = [_entry(translated, index) for index in batch.trajectories]
+    other = _pad([entry.sequences for entry in entries], batch.trajectories, translated.pad_id)
+    spans = []
+    for side, rows in enumerate((batch, other)):
+        # The rows of a trajectory lie together, in the order of its turns.
+        counts = torch.bincount(rows.step_trajectory[rows.row_steps], minlength=len(entries))
+        starts = (counts.cumsum(0) - counts).tolist()
+        each = [(entry.units.student_spans, entry.units.teacher_spans)[side] for entry in entries]
+        spans.append(torch.cat([one + start for one, start in zip(each, starts, strict=True)]))
+    return Counterpart(batch=other, units=Units(*spans), vocab_map=translated.vocab_map)
 
 
 def _turns(sequence: TokenSequence) -> list[int]:

@@ -42,7 +42,8 @@ def row_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     vocabulary-wide memory. No mask is passed: padding is on the right, where causal attention never looks.
 
     Args:
-        model: A causal language model whose logits are its output embedding times its last hidden state.
+        model: A causal language model whose logits are its output embedding times its last hidden state,
+            capped where it says so.
         batch: The microbatch, on the model's device.
 
     Returns:
@@ -50,8 +51,14 @@ def row_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """
     hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     picked = hidden.flatten(0, 1).index_select(0, batch.rows)
-    logits: Tensor = output_head(model)(picked)
-    return logits
+    return _head_logits(model, picked)
+
+
+def _head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits of hidden states; some models bend them, cap * tanh(logits / cap)."""
+    logits: Tensor = output_head(model)(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def output_head(model: PreTrainedModel) -> Any:
@@ -68,7 +75,8 @@ def check_head(model: PreTrainedModel, role: str) -> None:
         role: "student" or "teacher", for the message.
 
     Raises:
-        ModelError: For a model that caps, scales or otherwise changes its logits after the head.
+        ModelError: For a model that scales its logits after the head, or changes them otherwise than by the
+            cap `final_logit_softcapping`.
     """
     head = output_head(model)
     if head is None:
@@ -79,10 +87,10 @@ def check_head(model: PreTrainedModel, role: str) -> None:
     model.train(False)
     ids = torch.arange(4, device=model.device)[None]
     whole = model(input_ids=ids, use_cache=False).logits
-    parts = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    parts = _head_logits(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     model.train(was_training)
     if not torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3):
         raise ModelError(
             f"{role}: the logits of {type(model).__name__} are not its output embedding times its hidden "
-            "states (it caps or scales them); such models are not supported"
+            "states, capped or not (it scales them); such models are not supported"
         )

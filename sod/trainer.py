@@ -46,15 +46,16 @@ from sod.loop.update import UpdateResult, UpdateSettings, run_update
 from sod.metrics import JsonLines, read_rows
 from sod.models import load_weights
 from sod.optim import OptimizerSet, learning_rate_scale
+from sod.pairing import translate_for
 from sod.rollout.store import read_trajectories, write_trajectories
 from sod.run_folder import RunFolder
 from sod.seeding import seed_generators, take_from
 from sod.teacher.base import AnyTeacher, ListingTeacher
 from sod.teacher.cache import RoundTargets
 from sod.teacher.local import LocalTeacher
+from sod.translation import TranslatedRound
 from sod.types import Task, Trajectory
 
-ALIGNMENT_BOUND = {"float32": 0.02, "bfloat16": 1.0}
 MIB = 1 << 20
 
 
@@ -69,6 +70,7 @@ class SODTrainer:
         *,
         config: RunConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         tools: Sequence[Any] = (),
         reward: Any = None,
         tasks: Sequence[Task] = (),
@@ -86,6 +88,7 @@ class SODTrainer:
                 the template must tell of. Or None and `tools` with `reward`.
             config: Settings; `student`, `teacher`, `data` and `environment` sections are not read.
             tokenizer: The student's; None loads the one that lies with `student`.
+            teacher_tokenizer: The teacher's, for "simct"; None loads the one that lies with `teacher`.
             tools: Plain functions or `Tool`s for the standard tool environment.
             reward: Name of a reward or a function (task, text) -> float.
             tasks: Training tasks.
@@ -99,6 +102,7 @@ class SODTrainer:
             teacher=teacher,
             environment=environment,
             tokenizer=tokenizer,
+            teacher_tokenizer=teacher_tokenizer,
             tools=tools,
             reward=reward,
             tasks=tasks,
@@ -143,14 +147,7 @@ class SODTrainer:
         needs_reference = config.algorithm.needs_reference
         self._reference = LocalTeacher(copy.deepcopy(self.model)) if needs_reference else None
         self._autocast = torch.bfloat16 if config.trainer.precision == "bfloat16" else None
-        is_low = config.trainer.precision == "bfloat16" or self.model.dtype == torch.bfloat16
-        self._canary = Canary(
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            vocab_size=parts.vocab_size,
-            bound=config.trainer.alignment_bound or ALIGNMENT_BOUND["bfloat16" if is_low else "float32"],
-            step_bound=config.trainer.alignment_step_bound,
-        )
+        self._canary = Canary.of(config, vocab_size=parts.vocab_size, dtype=self.model.dtype)
 
     def train(self, *, resume: bool = False) -> TrainResult:
         """Run all rounds that are left.
@@ -183,6 +180,8 @@ class SODTrainer:
                 runner = stack.enter_context(make_runner(self.config, self.parts))
                 self._sampler = make_sampler(self.config, self.parts, runner)
                 stack.callback(self._sampler.engine.close)
+            if self.parts.pair is not None:
+                self._display.line(f"tokenizers: {self.parts.pair.report(self.parts.tasks)}")
             self._display.begin(self.state.round, self.config.trainer.rounds)
             try:
                 self._rounds()
@@ -213,10 +212,14 @@ class SODTrainer:
         started = time.perf_counter()
         trajectories = self._trajectories(index)
         rollout_s = time.perf_counter() - started
-        self._updates(trajectories)
+        translated = translate_for(self.config, self.parts.pair, trajectories)
+        if translated is not None and translated.problem is not None:
+            self._display.warn(translated.problem)
+        self._updates(trajectories, translated)
         row: dict[str, Any] = {"kind": "round", "round": index, "update": self.state.update}
         row |= rollout_metrics(trajectories) | mean_metrics(self.state.round_metrics)
         row |= step_table(self.state.round_steps)
+        row |= {} if translated is None else translated.metrics
         row |= {"time/rollout_s": rollout_s, "time/round_s": time.perf_counter() - started}
         row["time/tokens_per_s"] = row["update/tokens"] / row["time/round_s"]
         self._metrics.write(row)
@@ -252,13 +255,14 @@ class SODTrainer:
         write_trajectories(path, trajectories)
         return trajectories
 
-    def _updates(self, trajectories: Sequence[Trajectory]) -> None:
+    def _updates(self, trajectories: Sequence[Trajectory], translated: TranslatedRound | None) -> None:
         plan = plan_round(
             trajectories,
             self.config,
             round_index=self.state.round,
             pad_id=self.parts.pad_id,
             teacher=self.parts.teacher,
+            translated=translated,
         )
         kept_mib = self.config.trainer.teacher_cache_mib if self.config.trainer.epochs > 1 else 0
         targets = RoundTargets(self.parts.teacher, self._reference, max_bytes=kept_mib * MIB)

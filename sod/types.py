@@ -128,6 +128,8 @@ class Turn:
             was not the model's own.
         teacher_context_ids: What the teacher reads in place of `context_ids`, where it is told more than
             the student; None where it reads the same.
+        messages: What `context_ids` renders: the whole prompt at the beginning of a segment, else what came
+            back after the turn before. Empty where nobody kept them (expert data).
 
     Raises:
         ValueError: Nothing was sampled, an id is negative, or the log-probabilities do not fit the ids.
@@ -145,6 +147,7 @@ class Turn:
     drift: Drift | None = None
     is_truncated: bool = False
     teacher_context_ids: tuple[int, ...] | None = None
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         ids, log_probs = self.sampled_ids, self.sampled_log_probs
@@ -178,6 +181,7 @@ class Trajectory:
         end_reason: Why it ended.
         segments: Indices of the turns at which a new token sequence begins. `(0,)` is one growing
             sequence (SOD); `(0, 1, 2, ...)` is one sequence per turn (ATOD).
+        tools: Schemas that its prompts offered where they are not those of the run; None for the run's.
 
     Raises:
         ValueError: There are no turns, the segments do not cut them, or a segment begins with a token that
@@ -191,6 +195,7 @@ class Trajectory:
     is_success: bool = False
     end_reason: EndReason = EndReason.DONE
     segments: Sequence[int] = (0,)
+    tools: tuple[Mapping[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
         segments, num_turns = tuple(self.segments), len(self.turns)

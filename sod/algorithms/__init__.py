@@ -14,10 +14,12 @@ from sod.algorithms.objective import Divergence, StepObjective
 from sod.algorithms.opd import opd
 from sod.algorithms.opsd import opsd
 from sod.algorithms.sft import SFT
+from sod.algorithms.simct import simct
 from sod.algorithms.sod import sod
 from sod.algorithms.stm import stm
 from sod.algorithms.tcod import tcod
 from sod.algorithms.tip import tip
+from sod.algorithms.unit_divergence import UnitDivergence
 from sod.config_algorithms import (
     AlgorithmSection,
     ATODSection,
@@ -34,6 +36,7 @@ from sod.config_algorithms import (
     TCODSection,
     TIPSection,
 )
+from sod.config_simct import SimCTSection
 
 __all__ = [
     "GRPO",
@@ -43,6 +46,7 @@ __all__ = [
     "LossContext",
     "LossOutput",
     "StepObjective",
+    "UnitDivergence",
     "atod",
     "gated_opd",
     "gkd",
@@ -51,6 +55,7 @@ __all__ = [
     "make_algorithm",
     "opd",
     "opsd",
+    "simct",
     "sod",
     "stm",
     "tcod",
@@ -96,6 +101,8 @@ def make_algorithm(
             made = gkd(section)
         case OPSDAnswerSection() | OPSDHintSection():
             made = opsd(section)
+        case SimCTSection():
+            made = simct(section)
     if section.has_ratio:
         made = replace(made, divergence=replace(made.divergence, temperature=sampling_temperature))
     return replace(made, vocab_size=vocab_size)

@@ -9,12 +9,16 @@ reward. Two forms of the distillation term:
   form on sampled tokens, with everything but the ratio taken at sampling time.
 
 At the policy that sampled, without clipping, both have the same expected gradient (docs/math.md).
+
+A teacher with another tokenizer gives a divergence per unit of text instead (`UnitDivergence`), in the form
+"vocab"; all else stays as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +27,7 @@ from sod.algorithms.base import LossContext, LossOutput
 from sod.algorithms.policy import ClippedSurrogate
 from sod.algorithms.step_weights import StepContext, StepWeight
 from sod.algorithms.token_weights import TokenContext, TokenWeight
+from sod.algorithms.unit_divergence import UnitDivergence, UnitInputs, UnitSweep, sweep_units
 from sod.packing import Batch
 from sod.schedules import LinearSchedule, constant
 from sod.scoring import TeacherScores, TopScores
@@ -51,13 +56,35 @@ class Divergence:
     per_step: str = "abs_log_ratio"
 
 
+class _Term(NamedTuple):
+    """The distillation term of a microbatch.
+
+    Attributes:
+        loss: Scalar; 0 in the sampled form.
+        divergence: (S,).
+        weights: (S,).
+        tokens: (S,).
+        student_log_probs: (N,) of the sampled ids, differentiable; None where no surrogate reads them.
+        sums: For the metrics.
+        advantages: (N,) of the sampled form; None else.
+    """
+
+    loss: Tensor
+    divergence: Tensor
+    weights: Tensor
+    tokens: Tensor
+    student_log_probs: Tensor | None
+    sums: Mapping[str, Tensor]
+    advantages: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepObjective:
     """A preset of divergence, step weight and combination; no state.
 
     Attributes:
         name: Name in a TOML file.
-        divergence: Of the distillation term.
+        divergence: Of the distillation term, per token or per unit of text.
         weight: Turns what is known of the steps into step weights; None weighs every step with 1.
         token_weight: Turns what is known of the tokens into weights beside those; None for 1.
         distillation: Coefficient kappa of the distillation term, by round.
@@ -70,7 +97,7 @@ class StepObjective:
     """
 
     name: str
-    divergence: Divergence = field(default_factory=Divergence)
+    divergence: Divergence | UnitDivergence = field(default_factory=Divergence)
     weight: StepWeight | None = None
     token_weight: TokenWeight | None = None
     distillation: LinearSchedule = field(default_factory=lambda: constant(1.0))
@@ -88,27 +115,15 @@ class StepObjective:
             raise ValueError(f"{self.name}: teacher is None; wanted its scores, pass a teacher.")
         if self.needs_reference and context.reference_logits is None:
             raise ValueError(f"{self.name}: context.reference_logits is None; wanted (N, V) logits.")
-        is_vocab = self.divergence.form == "vocab"
-        output = self._sweep(batch, student_logits, teacher, context)
-        sums = _token_sums(output, batch.row_loss_mask)
         kappa, rho = self.distillation.at(context.round_number), self.reward.at(context.round_number)
-        by_token = self._token_weights(batch, output)
-        if is_vocab:
-            weights, divergence = output.step_weights, output.step_divergence
-            loss = kappa * self._vocab_loss(batch, output, by_token, context)
-            advantages = None if rho == 0 else rho * batch.row_advantages
-        else:
-            statistics = _at_sampling_time(batch, output)
-            weights, divergence = self._weights(statistics, batch, context), statistics.divergence
-            loss = output.loss.new_zeros(())
-            log_ratio = _given(output.teacher_log_probs) - batch.row_log_probs
-            by_step = kappa * weights[batch.row_steps]
-            advantages = _weighted(by_step if by_token is None else by_step * by_token, log_ratio)
-            if rho != 0:
-                advantages = advantages + rho * batch.row_advantages
+        term = self._distillation(batch, student_logits, teacher, context, (kappa, rho))
+        loss, advantages, sums = term.loss, term.advantages, dict(term.sums)
+        if rho != 0:
+            reward = rho * batch.row_advantages
+            advantages = reward if advantages is None else advantages + reward
         if advantages is not None:
             token_loss, is_clipped = self.surrogate.loss(
-                _given(output.student_log_probs), batch.row_log_probs, advantages
+                _given(term.student_log_probs), batch.row_log_probs, advantages
             )
             trained = torch.where(batch.row_loss_mask, token_loss, 0.0)
             loss = loss + trained.sum() / context.denominator
@@ -116,16 +131,86 @@ class StepObjective:
         return LossOutput(
             loss=loss,
             token_sums=sums,
-            step_divergence=divergence,
-            step_weights=weights,
-            step_tokens=output.step_tokens,
+            step_divergence=term.divergence,
+            step_weights=term.weights,
+            step_tokens=term.tokens,
             coefficients={"coefficient/distillation": kappa, "coefficient/reward": rho},
         )
 
+    def _distillation(
+        self,
+        batch: Batch,
+        student_logits: Tensor,
+        teacher: TeacherScores,
+        context: LossContext,
+        coefficients: tuple[float, float],
+    ) -> _Term:
+        """The distillation term: a loss, or advantages for the surrogate."""
+        part, (kappa, rho) = self.divergence, coefficients
+        if isinstance(part, UnitDivergence):
+            units = self._unit_sweep(part, batch, student_logits, teacher, context, needs_log_probs=rho != 0)
+            return _Term(
+                loss=kappa * units.loss,
+                divergence=units.step_divergence,
+                weights=units.step_weights,
+                tokens=units.step_tokens,
+                student_log_probs=units.student_log_probs,
+                sums=units.sums,
+            )
+        output = self._sweep(part, batch, student_logits, teacher, context)
+        by_token = self._token_weights(part, batch, output)
+        term = _Term(
+            loss=output.loss.new_zeros(()),
+            divergence=output.step_divergence,
+            weights=output.step_weights,
+            tokens=output.step_tokens,
+            student_log_probs=output.student_log_probs,
+            sums=_token_sums(output, batch.row_loss_mask),
+        )
+        if part.form == "vocab":
+            return term._replace(loss=kappa * self._vocab_loss(batch, output, by_token, context))
+        statistics = _at_sampling_time(batch, output)
+        weights = self._weights(statistics, batch, context)
+        log_ratio = _given(output.teacher_log_probs) - batch.row_log_probs
+        by_step = kappa * weights[batch.row_steps]
+        advantages = _weighted(by_step if by_token is None else by_step * by_token, log_ratio)
+        return term._replace(advantages=advantages, divergence=statistics.divergence, weights=weights)
+
+    def _unit_sweep(
+        self,
+        part: UnitDivergence,
+        batch: Batch,
+        student_logits: Tensor,
+        teacher: TeacherScores,
+        context: LossContext,
+        *,
+        needs_log_probs: bool,
+    ) -> UnitSweep:
+        if batch.counterpart is None or isinstance(teacher, TopScores):
+            raise ValueError(
+                f"{self.name}: wanted a batch with a counterpart in the teacher's tokens and the teacher's "
+                "logits for it; pack with translated=, take a teacher that gives logits."
+            )
+        dtype = torch.promote_types(student_logits.dtype, teacher.dtype)
+        inputs = UnitInputs(
+            batch=batch,
+            counterpart=batch.counterpart,
+            student_logits=student_logits.to(dtype),
+            teacher_logits=teacher.to(dtype),
+            vocab_size=self.vocab_size,
+            weighting=lambda statistics: self._weights(statistics, batch, context),
+            denominator=float(context.denominator),
+        )
+        return sweep_units(part, inputs, needs_log_probs=needs_log_probs)
+
     def _sweep(
-        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores, context: LossContext
+        self,
+        part: Divergence,
+        batch: Batch,
+        student_logits: Tensor,
+        teacher: TeacherScores,
+        context: LossContext,
     ) -> StepKLOutput:
-        part = self.divergence
         # The sampled form weighs with what was known at sampling time instead.
         is_weighed = part.form == "vocab"
         options: dict[str, Any] = {
@@ -158,10 +243,10 @@ class StepObjective:
             **options,
         )
 
-    def _token_weights(self, batch: Batch, output: StepKLOutput) -> Tensor | None:
+    def _token_weights(self, part: Divergence, batch: Batch, output: StepKLOutput) -> Tensor | None:
         if self.token_weight is None:
             return None
-        is_sampled = self.divergence.form == "sampled"
+        is_sampled = part.form == "sampled"
         own = batch.row_log_probs if is_sampled else _given(output.student_log_probs).detach()
         return self.token_weight(
             TokenContext(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sod.chat.closing import Closing, closing_of, find_stops, first_of
 from sod.chat.messages import ADVICE, changed, divergence
-from sod.chat.template import BoundTemplate, written_format
+from sod.chat.template import BoundTemplate, Offered, written_format
 from sod.chat_templates import NamedTemplate
 from sod.errors import TemplateError
 from sod.parsing import CALL_CLOSE, PARSERS, THINK_CLOSE, THINK_OPEN, CallFormat, ParsedTurn, has_open_call
@@ -40,16 +40,20 @@ class ChatRenderer:
 
     Attributes:
         stop_ids: Token ids that end an assistant turn.
+        end_id: That of them with which the template ends a turn without calls.
         pad_id: Token id for padding.
         tools: Offered where `prompt_ids` is not given other tools.
         call_format: How calls are written and read.
         rewrites: What happens where the template rewrites its history: "refuse" or "fork".
         can_think: Whether the template knows thinking and it is not switched off.
+        starts_in_thought: Whether the header of a turn opens a thought.
     """
 
     stop_ids: tuple[int, ...]
+    end_id: int
     pad_id: int
     can_think: bool
+    starts_in_thought: bool
     tools: tuple[Tool, ...]
     call_format: CallFormat
     rewrites: Rewrites
@@ -93,8 +97,8 @@ class ChatRenderer:
         self._encode, self.rewrites = self._template.encode, rewrites
         self.tools = tuple(tools)
         header = self._render([_USER], header=True)
-        self._starts_in_thought = header.rstrip().endswith(THINK_OPEN)
-        self._thought_opening = header[header.rindex(THINK_OPEN) :] if self._starts_in_thought else ""
+        self.starts_in_thought = header.rstrip().endswith(THINK_OPEN)
+        self._thought_opening = header[header.rindex(THINK_OPEN) :] if self.starts_in_thought else ""
         self.can_think = THINK_OPEN in self._template.source and enable_thinking is not False
         after_plain = self._after_mark([_USER, _PLAIN], header=False)
         self.stop_ids = find_stops(tokenizer, self._encode, stop_tokens, after_plain)
@@ -102,6 +106,7 @@ class ChatRenderer:
         pad_id = tokenizer.pad_token_id
         self.pad_id = self.stop_ids[0] if pad_id is None else int(pad_id)
         self._closings = {"plain": self._closing(after_plain)}
+        self.end_id = self._closings["plain"].ids[0]
         self._cached_suffix = lru_cache(_MAX_CACHED)(self._suffix_of_items)
         self._cached_ids = lru_cache(_MAX_CACHED)(self._encode)
         self._proven: set[str] = set()
@@ -121,12 +126,12 @@ class ChatRenderer:
         self.call_format = call_format or "hermes"
         self._parse = PARSERS[self.call_format]
 
-    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> tuple[int, ...]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Offered | None = None) -> tuple[int, ...]:
         """Render opening messages and the generation header.
 
         Args:
             messages: The conversation so far.
-            tools: Offered instead of the renderer's own.
+            tools: Offered instead of the renderer's own; tools or their schemas.
 
         Returns:
             Token ids.
@@ -287,11 +292,9 @@ class ChatRenderer:
             if stop != CALL_CLOSE and text.endswith(stop):
                 text = text.removesuffix(stop)
                 break
-        return self._parse(text, starts_in_thought=self._starts_in_thought)
+        return self._parse(text, starts_in_thought=self.starts_in_thought)
 
-    def _render(
-        self, messages: Sequence[Message], *, header: bool, tools: Sequence[Tool] | None = None
-    ) -> str:
+    def _render(self, messages: Sequence[Message], *, header: bool, tools: Offered | None = None) -> str:
         return self._template.render(messages, self.tools if tools is None else tools, header=header)
 
     def _after_mark(self, messages: Sequence[Message], *, header: bool) -> str:
@@ -378,7 +381,7 @@ class ChatRenderer:
         messages: list[Message] = [_USER]
         earlier = self._render(messages, header=True)
         for _ in range(2):
-            seen = thought.removeprefix(f"{THINK_OPEN}\n") if self._starts_in_thought else thought
+            seen = thought.removeprefix(f"{THINK_OPEN}\n") if self.starts_in_thought else thought
             expected = earlier + seen + ("" if role == "tool" else _MARK)
             messages += [turn, observation]
             later = self._render(messages, header=True)

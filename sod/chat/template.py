@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sod.tools import Tool
 
 
+Offered = Sequence["Tool | Mapping[str, Any]"]
+"""Tools, or their JSON schemas."""
+
+
 class BoundTemplate:
     """Renders, encodes and decodes, and adds nothing of its own.
 
@@ -48,7 +52,7 @@ class BoundTemplate:
             raise TemplateError(f"ChatRenderer: the tokenizer has no chat template. {ADVICE}")
         self.source = source
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool], *, header: bool) -> str:
+    def render(self, messages: Sequence[Message], tools: Offered, *, header: bool) -> str:
         """Write messages as text.
 
         Args:
@@ -65,7 +69,7 @@ class BoundTemplate:
         try:
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                tools=[tool.schema for tool in tools] or None,
+                tools=[tool if isinstance(tool, Mapping) else tool.schema for tool in tools] or None,
                 chat_template=self.source,
                 add_generation_prompt=header,
                 tokenize=False,

@@ -109,13 +109,18 @@ def ledger_tokenizer(vocab_size: int = 640) -> PreTrainedTokenizerFast:
     Returns:
         The tokenizer; the same one whatever the demo's seed.
     """
+    return train_tokenizer(ledger_texts(), vocab_size=vocab_size)
+
+
+def ledger_texts() -> list[str]:
+    """Write questions, expert turns and errors of the ledger world, the same whatever the demo's seed."""
     texts = []
     for index in range(_NUM_QUESTIONS):
         question = ledger_question(_QUESTION_SEED, index)
         turns = expert_turns(question, seed=index, error_rate=0.2)
         texts += [question.text, *(turn.text for turn in turns)]
         texts += [f"error: LookupError: no item {question.amounts[0].item}", *_ERRORS]
-    return train_tokenizer(texts, vocab_size=vocab_size)
+    return texts
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

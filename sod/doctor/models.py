@@ -12,8 +12,8 @@ from sod.config_teachers import ModelSection
 from sod.doctor.findings import Findings, Level
 from sod.models import check_vocabulary, is_on_hub, load_architecture, load_tokenizer
 
-# Settings by which models change their logits after the head, as transformers names them.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Settings by which models scale their logits after the head, as transformers names them.
+_LOGIT_CHANGES = ("logit_scale", "logits_scaling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,15 @@ def _examine_logits(findings: Findings, role: str, shape: Any) -> None:
         findings.add(
             role,
             "logits",
-            f"changed after the head: {', '.join(found)}; the loop scores hidden states times the head "
-            "and refuses such models. Take another checkpoint.",
+            f"scaled after the head: {', '.join(found)}; the loop scores hidden states times the head, "
+            "capped or not, and refuses such models. Take another checkpoint.",
             Level.FATAL,
         )
     else:
-        findings.add(role, "logits", "the head's own: no cap, no scale")
+        cap = getattr(shape, "final_logit_softcapping", None)
+        findings.add(
+            role, "logits", f"the head's own: {'no cap' if cap is None else f'cap {cap:g}'}, no scale"
+        )
 
 
 def _examine_context(findings: Findings, role: str, shape: Any, wanted: int) -> None:
@@ -131,7 +134,7 @@ def _examine_context(findings: Findings, role: str, shape: Any, wanted: int) -> 
         findings.add(
             role,
             "context",
-            f"{limit:,} positions, but it reads up to {wanted:,} tokens; lower [rollout] max_trajectory_tokens",
+            f"{limit:,} positions, and {wanted:,} tokens to read; lower [rollout] max_trajectory_tokens",
             Level.FATAL,
         )
     else:

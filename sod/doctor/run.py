@@ -25,6 +25,7 @@ from sod.doctor.findings import Findings, Level
 from sod.doctor.machine import examine_device, examine_kernels, examine_sandbox, examine_versions
 from sod.doctor.memory import GIB, ModelShape, estimate_phases
 from sod.doctor.models import Checkpoint, examine_checkpoint, examine_stops
+from sod.doctor.pairs import examine_pair
 from sod.doctor.servers import examine_server
 from sod.envs.registry import BuiltEnvironment, build_environment
 from sod.models import check_same_tokenizer, is_on_hub, load_tokenizer
@@ -132,7 +133,8 @@ def _examine_teachers(
         else:
             # It scores one token more than a trajectory has.
             examine_server(findings, section, config.max_teacher_tokens + 1)
-        if student is not None and not (is_offline and is_on_hub(section)):
+        is_examined = student is not None and not (is_offline and is_on_hub(section))
+        if student is not None and is_examined and config.algorithm.needs_equal_ids:
             with findings.examining("teacher", "tokenizer"):
                 check_same_tokenizer(student.tokenizer, load_tokenizer(section))
                 findings.add("teacher", "tokenizer", "every id means the same text to student and teacher")
@@ -204,7 +206,11 @@ def _examine_environment(
             with findings.examining("template", "append-only"):
                 renderer = make_renderer(student.tokenizer, environment, config.student)
                 findings.add("template", "append-only", "proven: no message changes what came before it")
-                _examine_renderer(findings, config, renderer, (student, *teachers))
+                pair = examine_pair(findings, config, student.tokenizer, renderer, tasks)
+                examine_stops(findings, student, renderer)
+                for teacher in teachers:
+                    examine_stops(findings, teacher, renderer if pair is None else pair.teacher)
+                _examine_renderer(findings, config, renderer)
                 _examine_prompts(findings, config, renderer, environment, tasks)
         if environment is not None and any(tool.name == "python" for tool in environment.tools):
             examine_sandbox(findings, is_needed=True)
@@ -217,10 +223,7 @@ def _examine_renderer(
     findings: Findings,
     config: RunConfig,
     renderer: ChatRenderer,
-    checkpoints: Sequence[Checkpoint],
 ) -> None:
-    for checkpoint in checkpoints:
-        examine_stops(findings, checkpoint, renderer)
     thinking = config.student.enable_thinking if config.student is not None else None
     if not renderer.can_think:
         findings.add("template", "thinking", "the template knows no thinking")

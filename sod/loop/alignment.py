@@ -15,10 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sod.config import RunConfig
 from sod.errors import RolloutError
 from sod.packing import Batch
 from sod.types import Trajectory
 from sod_kernels import step_means, token_log_probs
+
+BOUNDS = {"float32": 0.02, "bfloat16": 1.0}
+"""Largest gap of a token that is rounding, nats, by the precision of the student."""
 
 MIN_STEP_TOKENS = 8
 """Tokens that the mean gap of a step is taken over at least; those that a shorter one lacks count as 0."""
@@ -42,6 +46,24 @@ class Canary:
     vocab_size: int
     bound: float
     step_bound: float | None
+
+    @classmethod
+    def of(cls, config: RunConfig, *, vocab_size: int, dtype: torch.dtype) -> Canary:
+        """Make the canary that a run asks for.
+
+        Args:
+            config: The settings.
+            vocab_size: Columns of the logits that are real tokens.
+            dtype: Of the student's weights.
+        """
+        is_low = config.trainer.precision == "bfloat16" or dtype == torch.bfloat16
+        return cls(
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            vocab_size=vocab_size,
+            bound=config.trainer.alignment_bound or BOUNDS["bfloat16" if is_low else "float32"],
+            step_bound=config.trainer.alignment_step_bound,
+        )
 
     def watch(self, trajectories: Sequence[Trajectory], *, is_first: bool) -> Watch:
         """Begin an update.

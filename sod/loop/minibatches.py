@@ -15,6 +15,7 @@ from sod.seeding import derive_seed, permutation
 from sod.teacher.base import AnyTeacher
 from sod.teacher.routed import RoutedTeacher
 from sod.tokenization import tokenize_for_teacher, tokenize_trajectory
+from sod.translation import TranslatedRound
 from sod.types import Trajectory
 
 
@@ -56,6 +57,7 @@ def plan_round(
     round_index: int,
     pad_id: int,
     teacher: AnyTeacher | None = None,
+    translated: TranslatedRound | None = None,
 ) -> list[Minibatch]:
     """Divide a round's trajectories into minibatches, and order them for every epoch.
 
@@ -68,6 +70,8 @@ def plan_round(
         round_index: The round, seeds the draws.
         pad_id: Token id of padding.
         teacher: Who scores; of several, every microbatch gets one.
+        translated: The trajectories in the teacher's tokens, where those are not the student's; what could
+            not be translated is in no minibatch.
 
     Returns:
         One entry per update, in order.
@@ -88,6 +92,12 @@ def plan_round(
         routes=teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None,
     )
     order = permutation(len(trajectories), derive_seed(seed, "minibatch", round_index))
+    if translated is not None:
+        order = [i for i in order if translated.entries[i] is not None]
+        if not order:
+            raise DataError(
+                f"plan_round: no trajectory of round {round_index} could be aligned; {translated.problem}"
+            )
     minibatches: list[Minibatch] = []
     num_batches = 0
     for start in range(0, len(order), size):

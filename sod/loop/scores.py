@@ -22,9 +22,12 @@ def check_scores(batch: Batch, target: Targets) -> None:
         TrainingError: Naming trajectory, turn and token of the first row that holds a NaN, +inf, or nothing
             but -inf.
     """
-    for owner, scores in (("teacher", target.teacher), ("reference policy", target.reference)):
+    for owner, rows, scores in (
+        ("teacher", batch.of_teacher, target.teacher),
+        ("reference policy", batch, target.reference),
+    ):
         if scores is not None:
-            _check_rows(batch, scores.log_probs if isinstance(scores, TopScores) else scores, owner)
+            _check_rows(rows, scores.log_probs if isinstance(scores, TopScores) else scores, owner)
 
 
 def _check_rows(batch: Batch, scores: Tensor, owner: str) -> None:

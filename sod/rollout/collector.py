@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sod.chat import ChatRenderer
 from sod.engines.base import Generation, RolloutEngine, SamplingParams
@@ -149,6 +149,7 @@ class _Row:
     # Of the sequence that grows now.
     context_ids: tuple[int, ...] = ()
     teacher_context_ids: tuple[int, ...] | None = None
+    context: tuple[Message, ...] = ()
     last_id: int | None = None
     num_tokens: int = 0
     conversation: tuple[Message, ...] = ()
@@ -164,6 +165,7 @@ class _Row:
 
     def begin_sequence(self, prompt_ids: tuple[int, ...]) -> None:
         self.context_ids, self.last_id, self.num_tokens = prompt_ids, None, len(prompt_ids)
+        self.context = self.conversation
 
     def close(self) -> None:
         if not self.is_closed:
@@ -315,6 +317,7 @@ class _Session:
         row.turns.append(made)
         row.context_ids, row.last_id, row.num_tokens = ids, generation.sampled_ids[-1], num_tokens
         row.teacher_context_ids = None
+        row.context = tuple(step.messages)
         return ids
 
     def _new_sequence(self, row: _Row, turn: ParsedTurn, step: StepResult) -> tuple[int, ...] | None:
@@ -344,10 +347,15 @@ class _Session:
             is_success=step.is_success,
             end_reason=end_reason,
             segments=tuple(row.segments),
+            tools=self._own_tools(row),
         )
         row.close()
         if self._progress is not None:
             self._progress(len(self._finished), len(self._slots))
+
+    def _own_tools(self, row: _Row) -> tuple[Mapping[str, Any], ...] | None:
+        offered = tuple(tool.schema for tool in row.environment.tools)
+        return None if offered == tuple(tool.schema for tool in self._renderer.tools) else offered
 
     def _turn(self, row: _Row, generation: Generation, turn: ParsedTurn, step: StepResult) -> Turn:
         return Turn(
@@ -362,6 +370,7 @@ class _Session:
             policy_version=self._engine.policy_version,
             drift=self._renderer.drift(row.context_ids, generation.sampled_ids, last_id=row.last_id),
             is_truncated=generation.is_truncated,
+            messages=row.context,
         )
 
 

@@ -89,11 +89,13 @@ def trajectory_to_dict(trajectory: Trajectory) -> dict[str, Any]:
     """
     values = _shallow(trajectory)
     values["segments"] = list(trajectory.segments)
+    values["tools"] = _plain(trajectory.tools)
     values["turns"] = [
         {
             **_shallow(turn),
             "calls": [_shallow(call) for call in turn.calls],
             "results": [_shallow(result) for result in turn.results],
+            "messages": _plain(turn.messages),
         }
         for turn in trajectory.turns
     ]
@@ -113,10 +115,13 @@ def trajectory_from_dict(values: Mapping[str, Any]) -> Trajectory:
         KeyError, TypeError, ValueError: A field is missing, unknown or of a wrong kind.
     """
     turns = tuple(_turn_from_dict(turn) for turn in values["turns"])
-    rest = {name: value for name, value in values.items() if name not in ("turns", "segments", "end_reason")}
-    return Trajectory(
-        turns=turns, segments=tuple(values["segments"]), end_reason=EndReason(values["end_reason"]), **rest
-    )
+    changed: dict[str, Any] = {"turns": turns, "segments": tuple(values["segments"])}
+    tools = values.get("tools")
+    changed |= {
+        "end_reason": EndReason(values["end_reason"]),
+        "tools": None if tools is None else tuple(tools),
+    }
+    return Trajectory(**{**values, **changed})
 
 
 def _turn_from_dict(values: Mapping[str, Any]) -> Turn:
@@ -128,9 +133,10 @@ def _turn_from_dict(values: Mapping[str, Any]) -> Turn:
         ToolResult(**{**result, "outcome": ToolOutcome(result["outcome"])}) for result in values["results"]
     )
     changed["stop_reason"] = StopReason(values["stop_reason"])
-    # Older files have neither of these two.
+    # Files of before these were kept do not have them.
     drift = values.get("drift")
     changed["drift"] = None if drift is None else Drift(drift)
+    changed["messages"] = tuple(values.get("messages", ()))
     told = values.get("teacher_context_ids")
     changed["teacher_context_ids"] = None if told is None else tuple(told)
     return Turn(**{**values, **changed})
@@ -138,6 +144,10 @@ def _turn_from_dict(values: Mapping[str, Any]) -> Turn:
 
 def _shallow(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _plain(entries: Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    return None if entries is None else [dict(entry) for entry in entries]
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

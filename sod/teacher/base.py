@@ -71,10 +71,10 @@ def teacher_scores(teacher: AnyTeacher, batch: Batch) -> TeacherScores:
 
     Args:
         teacher: Any teacher.
-        batch: The microbatch as the student reads it, N rows.
+        batch: The microbatch as the student reads it, N rows; `batch.of_teacher` is scored, M rows.
 
     Returns:
-        (N, V) logits, or the listed ids of N rows.
+        Logits, or the listed ids, of every row.
     """
-    read = batch if batch.told is None else batch.told
+    read = batch.of_teacher
     return teacher.logits(read) if isinstance(teacher, Teacher) else teacher.top_scores(read)

@@ -106,7 +106,7 @@ def check_capabilities(teacher: AnyTeacher, algorithm: AlgorithmSection) -> None
     given = teacher.capabilities
     if Capability.LOGITS in given:
         return
-    if algorithm.needs_reference:
+    if algorithm.needs_reference or not algorithm.needs_equal_ids:
         wanted, is_given = "full logits", False
     elif getattr(algorithm, "form", "vocab") == "vocab":
         wanted, is_given = 'full logits or "top_k"', Capability.TOP_K in given

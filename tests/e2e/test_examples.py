@@ -20,6 +20,7 @@ def test_there_are_examples_of_the_papers_and_their_baselines():
         "sod",
         "atod",
         "stm",
+        "simct",
     }
 
 

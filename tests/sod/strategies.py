@@ -23,6 +23,9 @@ results = st.builds(
 )
 
 
+schemas = st.dictionaries(st.text(), json_values, max_size=3)
+
+
 @st.composite
 def turns(draw, *, needs_context):
     sampled = draw(st.lists(token_ids, min_size=1, max_size=5))
@@ -38,6 +41,7 @@ def turns(draw, *, needs_context):
         policy_version=draw(st.integers(0, 100)),
         is_trained=draw(st.booleans()),
         drift=draw(st.none() | st.sampled_from(Drift)),
+        messages=tuple(draw(st.lists(schemas, max_size=2))),
     )
 
 
@@ -53,4 +57,5 @@ def trajectories(draw):
         is_success=draw(st.booleans()),
         end_reason=draw(st.sampled_from(EndReason)),
         segments=segments,
+        tools=draw(st.none() | st.lists(schemas, max_size=2).map(tuple)),
     )

@@ -16,12 +16,14 @@ from sod.config import (
     TrainerSection,
 )
 from sod.config_algorithms import OPDSection, OPSDAnswerSection, SFTSection, SODSection
+from sod.config_simct import SimCTSection
 from sod.config_teachers import SelfTeacherSection
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, build_environment, environment_entry
 from sod.envs.tool_entry import ToolsSection, tool_environment
 from sod.errors import ConfigError, DataError, ModelError
 from sod.loop.display import Display
 from sod.rewards import exact
+from sod.teacher.base import Capability
 from sod.teacher.local import LocalTeacher
 from sod.testing import make_tiny_checkpoint
 from sod.trainer import SODTrainer
@@ -168,6 +170,15 @@ def test_a_teacher_that_cannot_give_logits(tmp_path, tiny_model, tiny_tokenizer)
 
     with pytest.raises(ConfigError, match='algorithm "sod" needs full logits'):
         make(tmp_path, **parts_of(tiny_model, tiny_tokenizer, teacher=Sampler()))
+
+
+def test_a_teacher_of_another_tokenizer_that_cannot_give_logits(tmp_path, tiny_model, tiny_tokenizer):
+    class Lister:
+        capabilities = frozenset({Capability.TOP_K, Capability.SAMPLED})
+
+    parts = parts_of(tiny_model, tiny_tokenizer, teacher=Lister())
+    with pytest.raises(ConfigError, match='algorithm "simct" needs full logits of its teacher'):
+        make(tmp_path, algorithm=SimCTSection(), teacher_tokenizer=tiny_tokenizer, **parts)
 
 
 def test_a_student_that_is_its_own_teacher(tmp_path, tiny_model, tiny_tokenizer):

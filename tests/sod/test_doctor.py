@@ -186,11 +186,14 @@ def test_thinking_that_nobody_decided_on_is_a_warning(folder, examined):
     assert (on.level, on.text) == (Level.OK, "on")
 
 
-def test_a_cap_on_the_logits_is_fatal(folder, examined):
-    name = edited(folder, "capped", "config.json", final_logit_softcapping=30.0)
+def test_a_scale_of_the_logits_is_fatal_and_a_cap_is_told(folder, examined):
+    name = edited(folder, "scaled", "config.json", logit_scale=0.25)
     finding = one(examined(f"student.model='{name}'"), "student", "logits")
     assert finding.level is Level.FATAL
-    assert "final_logit_softcapping = 30.0" in finding.text
+    assert "logit_scale = 0.25" in finding.text
+    name = edited(folder, "capped", "config.json", final_logit_softcapping=30.0)
+    finding = one(examined(f"student.model='{name}'"), "student", "logits")
+    assert (finding.level, finding.text) == (Level.OK, "the head's own: cap 30, no scale")
 
 
 @pytest.mark.parametrize(

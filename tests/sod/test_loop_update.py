@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from sod.algorithms import LossContext, LossOutput, make_algorithm
 from sod.config import AdamWSection
@@ -331,11 +332,12 @@ def test_teacher_and_reference_share_the_memory_for_kept_scores(parts):
 
 
 class Capped(torch.nn.Module):
-    """A model that caps its logits after the head, as some architectures do."""
+    """A model that changes its logits after the head, and whose settings do not say so."""
 
     def __init__(self, inner):
         super().__init__()
         self.inner, self.base_model, self.device = inner, inner.base_model, inner.device
+        self.config = inner.config
 
     def get_output_embeddings(self):
         return self.inner.get_output_embeddings()
@@ -346,7 +348,33 @@ class Capped(torch.nn.Module):
         return output
 
 
-def test_a_model_that_caps_its_logits_is_refused():
+def test_a_cap_that_the_settings_name_is_applied():
+    config = Gemma2Config(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.05,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(config).eval()
+    check_head(model, "teacher")
+    sequences = [
+        tokenize_trajectory(Trajectory(task_id="a", turns=(Turn(context_ids=(3, 9), sampled_ids=(4, 7)),)))
+    ]
+    (batch,) = pack(sequences, [0], max_tokens=100, pad_id=0)
+    capped = LocalTeacher(model).logits(batch)
+    torch.testing.assert_close(capped, model(input_ids=batch.input_ids).logits[0, 1:3].detach())
+    assert float(capped.abs().max()) < 0.05
+    plain = model.get_output_embeddings()(model.base_model(input_ids=batch.input_ids).last_hidden_state)
+    assert float(plain.abs().max()) > 0.06
+
+
+def test_a_model_that_changes_its_logits_is_refused():
     check_head(make_model(0), "student")
     with pytest.raises(ModelError, match="teacher: the logits of Capped are not its output embedding"):
         check_head(Capped(make_model(0)), "teacher")

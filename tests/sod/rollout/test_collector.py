@@ -106,6 +106,21 @@ def test_a_trajectory_holds_everything_and_its_tokens_are_the_whole_rendering(
     assert sequence.input_ids.tolist() == tiny_tokenizer(text, add_special_tokens=False)["input_ids"][:-1]
 
 
+def test_turns_keep_the_messages_that_their_contexts_render(renderer, runner):
+    script = [call('{"a": 17, "b": 25}'), "The answer is 42"]
+    (trajectory,) = run(renderer, runner, [script], [task()])
+    first, second = trajectory.turns
+    assert first.messages == task().messages
+    assert renderer.prompt_ids(first.messages) == first.context_ids
+    assert [(message["role"], message["content"]) for message in second.messages] == [("tool", "42")]
+    assert renderer.observation_ids(first.sampled_ids, second.messages) == second.context_ids
+    # The tools are those of the run; a task of its own tools keeps their schemas.
+    assert trajectory.tools is None
+    factory = partial(ToolEnvironment, tools=(), reward=get_reward("number"))
+    (other,) = run(renderer, runner, [["The answer is 42"]], [task()], factory=factory)
+    assert other.tools == ()
+
+
 def test_order_groups_and_progress(renderer, runner):
     # The first task ends last.
     scripts = [[call('{"a": 1, "b": 1}')] * 2 + ["1"], ["2"], [call('{"a": 1, "b": 1}'), "3"], ["4"]]
