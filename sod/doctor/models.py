@@ -131,7 +131,8 @@ def _examine_context(findings: Findings, role: str, shape: Any, wanted: int) -> 
         findings.add(
             role,
             "context",
-            f"{limit:,} positions, but it reads up to {wanted:,} tokens; lower [rollout] max_trajectory_tokens",
+            f"{limit:,} positions, but it reads up to {wanted:,} tokens; "
+            "lower [rollout] max_trajectory_tokens",
             Level.FATAL,
         )
     else:
