@@ -134,7 +134,7 @@ def _examine_context(findings: Findings, role: str, shape: Any, wanted: int) -> 
         findings.add(
             role,
             "context",
-            f"{limit:,} positions, and {wanted:,} tokens to read; lower [rollout] max_trajectory_tokens",
+            f"{limit:,} positions, but it reads up to {wanted:,} tokens; lower max_trajectory_tokens",
             Level.FATAL,
         )
     else:

@@ -145,7 +145,7 @@ def test_a_sound_run_has_no_finding_worse_than_a_note_and_every_part_is_examined
             "student",
             "context",
             Level.FATAL,
-            "4,096 positions, but [rollout] max_trajectory_tokens = 8,192; lower it",
+            "4,096 positions, but it reads up to 8,192 tokens; lower [rollout] max_trajectory_tokens",
         ),
         (
             ["rollout.max_trajectory_tokens=64", "rollout.max_turn_tokens=16"],
