@@ -7,8 +7,8 @@ vocabulary (numbers in pairs of digits, shorter pieces of everything else) and a
 Both are made from nothing. The claim that is checked: over the seeds, the mean gain of SimCT over the cold
 student is more than eight points; and the table says whether spans help, beside 1:1 units alone.
 
-Every finished phase is kept, so that a run that was stopped goes on where it was with the same command. Exits
-with 1 where the claim does not hold.
+Every finished round and phase is kept, so that a run that was stopped goes on where it was with the same
+command. Exits with 1 where the claim does not hold.
 """
 
 from __future__ import annotations
@@ -182,6 +182,29 @@ class Agent:
     def _supervised(self, name: str) -> tuple[Path, float]:
         """Train a fresh model on expert traces; the same as the demo's, but for the teacher's tokenizer."""
         phase: SupervisedPhase = getattr(self._settings, name)
+        done = len(self._rounds(name))
+        if not done:
+            shutil.rmtree(self._paths.run(name), ignore_errors=True)
+            self._begin(name, phase)
+        config = self._with_room(
+            name,
+            supervised_config(
+                name, phase, self._settings, self._paths, seed=self._seed, num_threads=self._num_threads
+            ),
+        )
+        if phase.target_success is None:
+            return self._train(config, resume=done > 0)
+        for rounds in range(max(done, 1), phase.rounds + 1):
+            config = replace(config, trainer=replace(config.trainer, rounds=rounds))
+            checkpoint, _ = self._train(config, resume=self._paths.run(name).is_dir())
+            solved = commands.evaluate(self._policy(name, checkpoint, self._paths.check)).success_mean
+            print(f"{name}: round {rounds}, {100 * solved:.0f}% of the training questions", flush=True)
+            if solved >= phase.target_success:
+                break
+        return checkpoint, math.nan
+
+    def _begin(self, name: str, phase: SupervisedPhase) -> None:
+        """Write the expert's traces and a random model."""
         tokenizer, start = self._tokenizers[name], self._paths.untrained(name)
         traces = expert_traces(
             phase.num_traces,
@@ -203,24 +226,6 @@ class Agent:
         )
         model.save_pretrained(start)
         tokenizer.save_pretrained(start)
-        # A phase that was stopped begins again: it has no checkpoint before its end.
-        shutil.rmtree(self._paths.run(name), ignore_errors=True)
-        config = self._with_room(
-            name,
-            supervised_config(
-                name, phase, self._settings, self._paths, seed=self._seed, num_threads=self._num_threads
-            ),
-        )
-        if phase.target_success is None:
-            return self._train(config)
-        for rounds in range(1, phase.rounds + 1):
-            config = replace(config, trainer=replace(config.trainer, rounds=rounds))
-            checkpoint, _ = self._train(config, resume=rounds > 1)
-            solved = commands.evaluate(self._policy(name, checkpoint, self._paths.check)).success_mean
-            print(f"{name}: round {rounds}, {100 * solved:.0f}% of the training questions", flush=True)
-            if solved >= phase.target_success:
-                break
-        return checkpoint, math.nan
 
     def _method(self, name: str, *, teacher: Path, student: Path) -> tuple[Path, float]:
         config = method_config(
@@ -265,7 +270,8 @@ class Agent:
 
     def _rounds(self, name: str) -> list[dict[str, float]]:
         wanted = ("unit/", "kl/", "log_ratio_abs/", "step/divergence_mean", "rollout/success_mean")
-        rows = [row for row in read_rows(self._paths.run(name) / "metrics.jsonl") if row["kind"] == "round"]
+        path = self._paths.run(name) / "metrics.jsonl"
+        rows = [row for row in read_rows(path) if row["kind"] == "round"] if path.is_file() else []
         return [{key: row[key] for key in row if key.startswith(wanted)} for row in rows]
 
     def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

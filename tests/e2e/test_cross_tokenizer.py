@@ -76,7 +76,8 @@ def test_a_teacher_with_another_tokenizer_teaches_through_tool_turns(unbroken, m
     assert rows[0]["unit/dropped_trajectories"] < 4
     assert rows[0]["log_ratio_abs/token_mean"] > 0
     steps = metric_rows(result.folder / "steps.jsonl")
-    assert len({row["weight"] for row in steps}) > 5
+    weights = {row["weight"] for row in steps}
+    assert min(weights) < 1.0 < max(weights) <= 1.5
     assert all(row["divergence"] > 0 for row in steps)
     assert {row["step"] for row in steps} >= {0, 1}
     stored = read_trajectories(result.folder / "trajectories" / "round_00000.jsonl.gz")
