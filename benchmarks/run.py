@@ -26,7 +26,8 @@ from benchmarks.ours import our_contestants
 from benchmarks.peers import add_to_path, peer_contestants, versions
 from benchmarks.plain import plain_contestants
 from benchmarks.plots import draw_growth, draw_roofline
-from benchmarks.record import FAILED, RESULTS, ROOT, WRONG, Document, Row
+from benchmarks.outcomes import FAILED, WRONG
+from benchmarks.record import RESULTS, ROOT, Document, Row
 from benchmarks.shapes import DTYPES, OPS, PAIRS, planned_cases
 from benchmarks.table import render, render_cases, render_memory, render_verdicts
 

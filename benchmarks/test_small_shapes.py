@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contestant import Contestant, SkippedError
+from benchmarks.contestant import Contestant
+from benchmarks.outcomes import SkippedError
 from benchmarks.inputs import make_inputs
 from benchmarks.ours import our_contestants
 from benchmarks.plain import plain_contestants

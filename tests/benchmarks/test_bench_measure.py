@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks.contestant import Contestant, SkippedError
+from benchmarks.contestant import Contestant
+from benchmarks.outcomes import SkippedError
 from benchmarks.device import CpuDevice
 from benchmarks.limits import Bandwidth
 from benchmarks.measure import measure_case
