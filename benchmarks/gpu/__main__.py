@@ -130,8 +130,10 @@ def default_folder(origin: dict[str, Any], *, is_dry: bool) -> Path:
 def show_plan(parts: Sequence[Part]) -> str:
     """Show limits beside the model of the wall clock."""
     lines = ["| part | expected s | limit s | what it shows |", "|---|---:|---:|---|"]
-    for part in parts:
-        lines.append(f"| {part.name} | {expected_seconds(part.name):.0f} | {part.limit_s} | {part.what} |")
+    lines += [
+        f"| {each.name} | {expected_seconds(each.name):.0f} | {each.limit_s} | {each.what} |"
+        for each in parts
+    ]
     expected = sum(expected_seconds(part.name) for part in parts)
     return "\n".join([*lines, f"| all | {expected:.0f} | {sum(part.limit_s for part in parts)} | |"])
 

@@ -74,7 +74,7 @@ def build_modules(job: Job) -> str:
 
 
 def compile_ahead(job: Job) -> str:
-    """Compile one small kernel as `make aot` does them all; the launches of the other parts compile theirs."""
+    """Compile one small kernel as `make aot` does them all; other parts compile theirs when they launch."""
     if importlib.util.find_spec("triton") is None:
         raise SkippedError("Triton is not installed.")
     if job.architecture not in AHEAD_OF_TIME:

@@ -1,4 +1,4 @@
-"""The tests that run on whatever device there is, with pytest: every function, backend and dtype against float64.
+"""The tests that take whatever device there is: every function, backend and dtype against float64.
 
 On a GPU they cover odd vocabularies, infinities, rows that lie apart, steps across chunks, bitwise repeats,
 CUDA graphs, compiled code, waiting for the device, and more than 2^31 entries.
@@ -93,7 +93,7 @@ def _note(job: Job, kept: list[dict[str, Any]], lines: Path) -> None:
 
 
 def summary(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Count the tests of each function, and keep every one that failed or was skipped as a row with its reason.
+    """Count the tests of each test function, with the reasons of those that failed or were skipped.
 
     Args:
         tests: Lines of `benchmarks.gpu.pytest_rows`.

@@ -1,7 +1,7 @@
-"""Training end to end on the ledger task with tool faults: uniform OPD, SOD and two targets, seeds side by side.
+"""Training end to end on the ledger task with tool faults: uniform OPD, SOD and two targets.
 
-First the teacher and the cold students in parallel, then every method from every cold student in parallel, each
-in a process of its own on the one card. Curves are read from the run folders while they grow.
+First the teacher and the cold students in parallel, then every method from every cold student in parallel,
+each in a process of its own on the one card. Curves are read from the run folders while they grow.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.job import ROOT, Job, environment, module_command, say
 from benchmarks.outcomes import FAILED, OK, SkippedError
 from benchmarks.peers import add_to_path
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.e2e_settings import E2EPaths
 
 # What is left to read the last curves and to write them.
 _STOP_BEFORE_S = 10.0
@@ -58,29 +61,29 @@ def run(job: Job) -> None:
         prepare(size, paths)
         say(f"  questions and expert traces after {time.monotonic() - started:.0f} s")
         cold = [Model(name=f"student seed {seed}", seed=seed) for seed in size.seeds]
-        _train(job, paths.root, [Model(name="teacher", seed=100), *cold])
-        ready = [student.seed for student in cold if _result(paths.root, student) is not None]
-        if _result(paths.root, Model(name="teacher", seed=100)) is None or not ready:
+        _train(job, paths, [Model(name="teacher", seed=100), *cold])
+        ready = [student.seed for student in cold if _result(paths, student) is not None]
+        if _result(paths, Model(name="teacher", seed=100)) is None or not ready:
             raise RuntimeError("No teacher or no cold student was ready in time; see the rows.")
         methods = [
             Model(name=f"{method} seed {seed}", seed=seed, method=method)
             for seed in ready
             for method in METHODS
         ]
-        _train(job, paths.root, methods)
+        _train(job, paths, methods)
     finally:
         shutil.rmtree(paths.root, ignore_errors=True)
 
 
-def _train(job: Job, root: Path, models: Iterable[Model]) -> None:
+def _train(job: Job, paths: E2EPaths, models: Iterable[Model]) -> None:
     """Start all models at once and watch them until they end or the time is up."""
-    running = {model: _start(job, root, model) for model in models}
+    running = {model: _start(job, paths, model) for model in models}
     try:
         while running and job.seconds_left() > _STOP_BEFORE_S:
             time.sleep(_LOOK_EVERY_S if not job.is_dry else 0.2)
             for model, process in list(running.items()):
                 is_over = process.poll() is not None
-                job.sheet.replace([_row(job, root, model, process)])
+                job.sheet.replace([_row(job, paths, model, process)])
                 if is_over:
                     del running[model]
                     say(f"  {model.name}: ended with {process.returncode}")
@@ -89,34 +92,34 @@ def _train(job: Job, root: Path, models: Iterable[Model]) -> None:
             process.kill()
             process.wait()
     for model, process in running.items():
-        row = _row(job, root, model, process)
+        row = _row(job, paths, model, process)
         row["reason"] = "It was stopped at the limit; its curve is kept."
         job.sheet.replace([row])
 
 
-def _start(job: Job, root: Path, model: Model) -> subprocess.Popen[bytes]:
-    settings = {**vars(model), "root": str(root), "is_dry": job.is_dry}
+def _start(job: Job, paths: E2EPaths, model: Model) -> subprocess.Popen[bytes]:
+    settings = {**vars(model), "root": str(paths.root), "is_dry": job.is_dry}
     command = module_command("benchmarks.gpu.e2e_run", json.dumps(settings))
     variables = environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     variables["PYTHONPATH"] += f":{job.peers}"
-    with _log(root, model).open("wb") as log:
+    with _log(paths, model).open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
 
 
-def _row(job: Job, root: Path, model: Model, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+def _row(job: Job, paths: E2EPaths, model: Model, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """What is known of a model: its curve so far, and what it can do once it has ended."""
-    curve = _curve(root, model)
+    curve = _curve(paths, model)
     row: dict[str, Any] = {"item": model.name, "status": OK, "reason": None, "curve": curve}
     if curve:
         row |= {"success_start": curve[0]["success"], "success_end": curve[-1]["success"]}
         row |= {"updates": curve[-1]["update"]}
-    result = _result(root, model)
+    result = _result(paths, model)
     if result is not None:
         row |= {key: value for key, value in result.items() if key != "checkpoint"}
     elif process.poll() is None:
         row["reason"] = "It was still running."
     elif process.returncode:
-        said = _log(root, model).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = _log(paths, model).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         row |= {
             "status": FAILED,
             "reason": f"It ended with {process.returncode}: {(said or ['nothing'])[-1]}",
@@ -125,9 +128,9 @@ def _row(job: Job, root: Path, model: Model, process: subprocess.Popen[bytes]) -
     return row
 
 
-def _curve(root: Path, model: Model) -> list[dict[str, Any]]:
+def _curve(paths: E2EPaths, model: Model) -> list[dict[str, Any]]:
     """Success on the held-out questions with faults, by round."""
-    path = root / "runs" / model.name.replace(" ", "_") / "metrics.jsonl"
+    path = paths.run(model.name) / "metrics.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [
@@ -137,8 +140,8 @@ def _curve(root: Path, model: Model) -> list[dict[str, Any]]:
     ]
 
 
-def _result(root: Path, model: Model) -> dict[str, Any] | None:
-    path = root / "runs" / model.name.replace(" ", "_") / "result.json"
+def _result(paths: E2EPaths, model: Model) -> dict[str, Any] | None:
+    path = paths.result(model.name)
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -147,5 +150,5 @@ def _result(root: Path, model: Model) -> dict[str, Any] | None:
     return result
 
 
-def _log(root: Path, model: Model) -> Path:
-    return root / f"{model.name}.log"
+def _log(paths: E2EPaths, model: Model) -> Path:
+    return paths.root / f"{model.name}.log"

@@ -25,11 +25,8 @@ from benchmarks.gpu.e2e_settings import (
 )
 from benchmarks.gpu.e2e_world import make_model
 from sod import commands
-from sod.config import RunConfig
 from sod.loop.display import Display
 from sod.trainer import SODTrainer
-
-RESULT = "result.json"
 
 
 def train(name: str, seed: int, root: Path, *, is_dry: bool, method: str | None) -> dict[str, Any]:
@@ -64,7 +61,7 @@ def train(name: str, seed: int, root: Path, *, is_dry: bool, method: str | None)
         "train_s": time.monotonic() - started,
         **_answers(trained.checkpoint, size, paths, device),
     }
-    _write(config, result)
+    paths.result(name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
@@ -78,14 +75,9 @@ def _answers(checkpoint: Path, size: E2ESize, paths: E2EPaths, device: str) -> d
     return found
 
 
-def _write(config: RunConfig, result: dict[str, Any]) -> None:
-    path = config.run.output / RESULT
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
 def read_result(paths: E2EPaths, name: str) -> dict[str, Any]:
     """Read what a run has left."""
-    result: dict[str, Any] = json.loads((paths.run(name) / RESULT).read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads(paths.result(name).read_text(encoding="utf-8"))
     return result
 
 

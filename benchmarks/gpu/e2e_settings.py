@@ -1,8 +1,8 @@
 """Sizes of the end-to-end part, and the run settings that follow from them.
 
-The regime is that of tool faults met by a teacher that has never seen one: a quarter of the right calls fails,
-half of those without an error word. No run has been made at the full size; its learning rates are carried over
-from far smaller models and are the first thing to look at.
+The regime is that of tool faults met by a teacher that has never seen one: a quarter of the right calls
+fails, half of those without an error word. No run has been made at the full size; its learning rates are
+carried over from far smaller models and are the first thing to look at.
 """
 
 from __future__ import annotations
@@ -132,6 +132,10 @@ class E2EPaths:
     def run(self, name: str) -> Path:
         """Run folder."""
         return self.root / "runs" / name.replace(" ", "_")
+
+    def result(self, name: str) -> Path:
+        """What a run leaves when all of it is done."""
+        return self.run(name) / "result.json"
 
 
 def environment_section(*, has_faults: bool) -> ArithmeticLedgerSection:

@@ -44,7 +44,7 @@ def wide_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def prepare(size: E2ESize, paths: E2EPaths) -> None:
-    """Write questions and expert traces: clean ones for the teacher, with faults and retries for the students.
+    """Write questions, clean expert traces for the teacher, and ones with faults for the students.
 
     Args:
         size: How many.

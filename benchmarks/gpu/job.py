@@ -83,7 +83,7 @@ def say(line: str) -> None:
 
 
 def why_not(error: Exception) -> dict[str, str]:
-    """Put an error into the columns of a row: what cannot run here is skipped, and so is what does not fit."""
+    """Put an error into the columns of a row; what cannot run here, or does not fit, is skipped."""
     if isinstance(error, SkippedError):
         return {"status": SKIPPED, "reason": str(error)}
     first = next(iter(str(error).strip().splitlines()), "")

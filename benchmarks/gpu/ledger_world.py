@@ -1,8 +1,8 @@
 """The ledger world without a sandbox: its `python` tool adds and subtracts, and runs nothing.
 
-The expert's and the students' right calls print a sum of whole numbers. A GPU machine that is lent for minutes
-has neither bubblewrap nor libseccomp, and what is measured there is training, not isolation. Name it in a run
-as `name = "benchmarks.gpu.ledger_world:ENTRY"`.
+The expert's and the students' right calls print a sum of whole numbers. A GPU machine that is lent for
+minutes has neither bubblewrap nor libseccomp, and what is measured there is training, not isolation. A run
+names it `name = "benchmarks.gpu.ledger_world:ENTRY"`.
 """
 
 from __future__ import annotations

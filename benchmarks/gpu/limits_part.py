@@ -1,4 +1,4 @@
-"""What memory and matrix units of this card give, by torch's own kernels: the limits everything is set against."""
+"""What memory and matrix units of this card give to torch's own kernels: the limits of everything else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _traffic(job: Job, device: Device, mebibytes: int) -> None:
 
 
 def _products(job: Job, device: Device, pair: Pair, rows: int) -> None:
-    """The products of `linear_step_kl` in bfloat16, logits and gradients of weights in float32 where torch can."""
+    """The products of `linear_step_kl` in bfloat16 with float32 results, and one that is rounded."""
     wide = {} if job.is_dry else {"out_dtype": torch.float32}
     student, teacher = pair.student_width, pair.teacher_width
     shapes = {

@@ -1,4 +1,4 @@
-"""compute-sanitizer over every function on small awkward batches: memcheck, and racecheck where memory is shared."""
+"""compute-sanitizer over the functions on small awkward batches: memcheck and racecheck."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     {..., "part": "limits", "status": "ok", "reason": null, "seconds": 21.3, "rows": [{...}, ...]}
 
-A row names its `item` and has a `status`: "ok", "skipped", "wrong" or "failed", with a `reason` where it is not
-"ok". Rows of the part "bench" are those of `benchmarks.record`, so that its file is one of `benchmarks.run` too.
+A row names its `item` and has a `status`: "ok", "skipped", "wrong" or "failed", and a `reason` where it is
+not "ok". Rows of the part "bench" are those of `benchmarks.record`, so that `benchmarks.run` and
+`benchmarks.compare` read its file like their own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import FAILED, OK, SKIPPED, WRONG
+from benchmarks.outcomes import FAILED, OK, SKIPPED, WRONG
 
 RUNNING, KILLED = "running", "killed"
 STATUSES = (OK, SKIPPED, WRONG, FAILED, KILLED, RUNNING)

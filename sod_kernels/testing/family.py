@@ -1,9 +1,9 @@
 """Every function of the family on one small awkward batch, behind one call.
 
-Tests on any device, the memory and race checkers and the profiler take their inputs from here, so that all of
-them run the same thing. Each batch has an odd vocabulary, rows that lie apart in memory, columns at -inf, rows
-in no step, and steps that go on past the end of a chunk. The truth is the reference in float64 on the CPU,
-which tests of its own hold to the textbook formulas.
+Tests on any device and the memory and race checkers take their inputs from here, so that all of them run the
+same thing. Each batch has an odd vocabulary, rows that lie apart in memory, columns at -inf, rows in no step,
+and steps that go on past the end of a chunk. The truth is the reference in float64 on the CPU, which tests of
+its own hold to the textbook formulas.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from benchmarks.contestant import Contestant
-from benchmarks.outcomes import SkippedError
 from benchmarks.device import CpuDevice
 from benchmarks.limits import Bandwidth
 from benchmarks.measure import measure_case
 from benchmarks.ours import our_contestants
+from benchmarks.outcomes import SkippedError
 from benchmarks.peers import peer_contestants
 from benchmarks.plain import plain_contestants, plain_step_kl, with_own_code
 from benchmarks.shapes import Case, Pair
