@@ -38,6 +38,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=None, help="folder of the files")
     parser.add_argument("--resume", action="store_true", help="keep what --output has finished")
     parser.add_argument("--dry", action="store_true", help="every path without a GPU, on tiny sizes")
+    parser.add_argument("--commit", default=None, help="what runs, where the files come without their git")
     parser.add_argument("--limit", type=float, default=None, help="seconds per part, in place of the plan's")
     parser.add_argument("--peers", type=Path, default=ROOT / ".peers", help="where the peers are installed")
     options = parser.parse_args(arguments)
@@ -144,6 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = [PARTS[name] for name in options.parts]
     say(show_plan(parts))
     origin = {**probe(), "is_dry": options.dry}
+    if options.commit is not None:
+        origin |= {"git_sha": options.commit, "git_is_clean": True}
     folder = (options.output or default_folder(origin, is_dry=options.dry)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "origin.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")

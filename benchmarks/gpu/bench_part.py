@@ -9,6 +9,7 @@ from benchmarks.contestant import Contestant
 from benchmarks.device import Device, make_device, measure_bandwidth
 from benchmarks.gpu.bench_cases import Planned, planned
 from benchmarks.gpu.job import Job, say, why_not
+from benchmarks.gpu.model import case_seconds
 from benchmarks.limits import Bandwidth
 from benchmarks.measure import measure_case
 from benchmarks.outcomes import SKIPPED
@@ -18,8 +19,6 @@ from benchmarks.run import contestants_of
 from benchmarks.shapes import PASSES
 from benchmarks.table import render_cases, render_verdicts
 
-# What one more case may take: compiling, float64 truth, timing.
-_CASE_S = {"everybody": 60.0, "quick": 15.0}
 _BUDGET_S = 0.5
 
 
@@ -34,9 +33,8 @@ def run(job: Job) -> None:
         waiting = [one for one in contestants if not _is_done(job, each, one)]
         if not waiting:
             continue
-        # Ours is measured again beside whoever is new, as times are compared within a case only.
-        needed_s = 0.0 if job.is_dry else _CASE_S["quick" if each.contestants else "everybody"]
-        if job.seconds_left() < needed_s:
+        # Everybody is measured again beside whoever is new, as times are compared within a case only.
+        if job.seconds_left() < _seconds_needed(each, is_dry=job.is_dry):
             job.sheet.add(_skipped(each, waiting, f"Not begun: {job.seconds_left():.0f} s were left."))
             continue
         _measure(job, each, contestants, device, bandwidth)
@@ -60,6 +58,11 @@ def _measure(
     job.sheet.content["matmul_flops_per_s"] = max((rate for rate in rates if rate), default=None)
     job.sheet.replace(asdict(row) for row in result.rows)
     say("\n" + render_cases(result.rows) + "\n")
+
+
+def _seconds_needed(each: Planned, *, is_dry: bool) -> float:
+    """What has to be left to begin a case."""
+    return 0.0 if is_dry else case_seconds(each)
 
 
 def _is_done(job: Job, each: Planned, contestant: Contestant) -> bool:

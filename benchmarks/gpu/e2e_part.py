@@ -7,16 +7,18 @@ each in a process of its own on the one card. Curves are read from the run folde
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.job import ROOT, Job, environment, module_command, say
+from benchmarks.gpu.job import Job, environment, say
 from benchmarks.outcomes import FAILED, OK, SkippedError
 from benchmarks.peers import add_to_path
 
@@ -47,7 +49,7 @@ def run(job: Job) -> None:
     """Train everything while there is time."""
     add_to_path(job.peers)
     try:
-        from benchmarks.gpu.e2e_settings import DRY, FULL, METHODS, E2EPaths
+        from benchmarks.gpu.e2e_settings import DRY, FULL, E2EPaths
         from benchmarks.gpu.e2e_world import prepare
     except ImportError as error:
         raise SkippedError(f"The training loop cannot be imported ({error}); see docs/gpu.md.") from error
@@ -68,7 +70,7 @@ def run(job: Job) -> None:
         methods = [
             Model(name=f"{method} seed {seed}", seed=seed, method=method)
             for seed in ready
-            for method in METHODS
+            for method in size.methods
         ]
         _train(job, paths, methods)
     finally:
@@ -82,31 +84,49 @@ def _train(job: Job, paths: E2EPaths, models: Iterable[Model]) -> None:
         while running and job.seconds_left() > _STOP_BEFORE_S:
             time.sleep(_LOOK_EVERY_S if not job.is_dry else 0.2)
             for model, process in list(running.items()):
-                is_over = process.poll() is not None
+                is_over = process.exitcode is not None
                 job.sheet.replace([_row(job, paths, model, process)])
                 if is_over:
                     del running[model]
-                    say(f"  {model.name}: ended with {process.returncode}")
+                    say(f"  {model.name}: ended with {process.exitcode}")
     finally:
         for process in running.values():
             process.kill()
-            process.wait()
+            process.join()
     for model, process in running.items():
         row = _row(job, paths, model, process)
-        row["reason"] = "It was stopped at the limit; its curve is kept."
+        # What it had learnt by then stands in its curve.
+        row |= {"status": OK if row["curve"] else FAILED, "reason": "It was stopped at the limit."}
         job.sheet.replace([row])
 
 
-def _start(job: Job, paths: E2EPaths, model: Model) -> subprocess.Popen[bytes]:
-    settings = {**vars(model), "root": str(paths.root), "is_dry": job.is_dry}
-    command = module_command("benchmarks.gpu.e2e_run", json.dumps(settings))
-    variables = environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    variables["PYTHONPATH"] += f":{job.peers}"
-    with _log(paths, model).open("wb") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
+def _start(job: Job, paths: E2EPaths, model: Model) -> BaseProcess:
+    """Fork a process from one that has imported the training loop, and nothing of CUDA begun."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.gpu.e2e_run"])
+    paths_of_modules = environment()["PYTHONPATH"]
+    os.environ |= {
+        "PYTHONPATH": f"{paths_of_modules}{os.pathsep}{job.peers}",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    arguments = (model.name, model.seed, paths.root)
+    options = {"is_dry": job.is_dry, "method": model.method, "log": _log(paths, model)}
+    process = context.Process(target=_run, args=arguments, kwargs=options)
+    process.start()
+    return process
 
 
-def _row(job: Job, paths: E2EPaths, model: Model, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+def _run(name: str, seed: int, root: Path, *, is_dry: bool, method: str | None, log: Path) -> None:
+    """Train one model, all that is said going to its log."""
+    with log.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    from benchmarks.gpu.e2e_run import train
+
+    train(name, seed, root, is_dry=is_dry, method=method)
+
+
+def _row(job: Job, paths: E2EPaths, model: Model, process: BaseProcess) -> dict[str, Any]:
     """What is known of a model: its curve so far, and what it can do once it has ended."""
     curve = _curve(paths, model)
     row: dict[str, Any] = {"item": model.name, "status": OK, "reason": None, "curve": curve}
@@ -116,13 +136,13 @@ def _row(job: Job, paths: E2EPaths, model: Model, process: subprocess.Popen[byte
     result = _result(paths, model)
     if result is not None:
         row |= {key: value for key, value in result.items() if key != "checkpoint"}
-    elif process.poll() is None:
+    elif process.exitcode is None:
         row["reason"] = "It was still running."
-    elif process.returncode:
+    elif process.exitcode:
         said = _log(paths, model).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         row |= {
             "status": FAILED,
-            "reason": f"It ended with {process.returncode}: {(said or ['nothing'])[-1]}",
+            "reason": f"It ended with {process.exitcode}: {(said or ['nothing'])[-1]}",
         }
     row["seconds"] = row.pop("train_s", None)
     return row

@@ -1,13 +1,8 @@
-"""One model of the end-to-end part in a process of its own: `python -m benchmarks.gpu.e2e_run SETTINGS`.
-
-It trains, then answers the held-out questions with and without faults, and leaves `result.json` in its run
-folder.
-"""
+"""One model of the end-to-end part: trained, then asked the held-out questions with and without faults."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +25,7 @@ from sod.trainer import SODTrainer
 
 
 def train(name: str, seed: int, root: Path, *, is_dry: bool, method: str | None) -> dict[str, Any]:
-    """Train one model and see what it can do.
+    """Train one model, see what it can do, and leave that in its run folder.
 
     Args:
         name: Of the run: "teacher", "student seed 0", "opd seed 0".
@@ -79,8 +74,3 @@ def read_result(paths: E2EPaths, name: str) -> dict[str, Any]:
     """Read what a run has left."""
     result: dict[str, Any] = json.loads(paths.result(name).read_text(encoding="utf-8"))
     return result
-
-
-if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
-    train(settings.pop("name"), settings.pop("seed"), Path(settings.pop("root")), **settings)

@@ -46,6 +46,7 @@ class E2ESize:
         num_traces: Expert traces of each supervised phase.
         supervised_rounds: Rounds of it, of ten updates each.
         supervised_minibatch: Traces of an update.
+        methods: Keys of `METHODS`.
         seeds: Seeds of the students.
         rounds: Rollout batches of a method.
         tasks_per_round: Tasks of a batch, four attempts each.
@@ -63,6 +64,7 @@ class E2ESize:
     num_traces: int
     supervised_rounds: int
     supervised_minibatch: int
+    methods: tuple[str, ...]
     seeds: tuple[int, ...]
     rounds: int
     tasks_per_round: int
@@ -81,6 +83,7 @@ FULL = E2ESize(
     num_traces=4000,
     supervised_rounds=40,
     supervised_minibatch=64,
+    methods=tuple(METHODS),
     seeds=(0, 1, 2),
     rounds=40,
     tasks_per_round=48,
@@ -89,7 +92,8 @@ FULL = E2ESize(
     num_questions=200,
     learning_rate=2e-4,
     supervised_learning_rate=1e-3,
-    microbatch_tokens=8192,
+    # Logits of 2,048 tokens are 1.2 GB in float32, held several times over by each of nine processes.
+    microbatch_tokens=2048,
 )
 """A teacher of 119 and students of 42 million parameters, on a GPU."""
 
@@ -100,6 +104,7 @@ DRY = E2ESize(
     num_traces=8,
     supervised_rounds=1,
     supervised_minibatch=4,
+    methods=("two targets",),
     seeds=(0,),
     rounds=1,
     tasks_per_round=2,

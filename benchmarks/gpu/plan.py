@@ -79,7 +79,7 @@ PARTS = {
             limit_s=560,
             dry_limit_s=180,
             what="OPD, SOD and two targets on the ledger task with faults",
-            columns=("success_start", "success_end", "success_clean", "updates", "seconds"),
+            columns=("success_start", "success_end", "success_clean", "updates", "parameters", "seconds"),
         ),
     )
 }
