@@ -14,7 +14,7 @@ from benchmarks.gpu.plan import PARTS
 from benchmarks.gpu.sheet import Sheet, render
 from benchmarks.plots import draw_roofline
 from benchmarks.record import RESULTS, ROOT, Document, Row
-from benchmarks.results_tables import absences, growth_table, losses, memory_table, time_table
+from benchmarks.results_tables import absences, curves, growth_table, losses, memory_table, time_table
 from benchmarks.stored import PART, Stored, read_all
 from benchmarks.targets import NOT_MEASURED, best_of_ours, judge
 
@@ -77,8 +77,8 @@ def _gpu_parts(stored: Sequence[Stored]) -> str:
             parts.append(f"### {part.name}\n\n{part.what[0].upper()}{part.what[1:]}: {NOT_MEASURED}.")
         else:
             text = render(Sheet(each.path, dict(each.content)), part.columns)
-            parts.append(f"#{text}\n\n{each.device}, run {each.run}.")
-    return "\n\n".join(["## On a GPU, part by part", *parts])
+            parts += [f"#{text}", curves(each.content["rows"]), f"{each.device}, run {each.run}."]
+    return "\n\n".join(["## On a GPU, part by part", *filter(None, parts)])
 
 
 def _device(name: str, runs: Sequence[Stored]) -> str:

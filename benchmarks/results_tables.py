@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
 
 from benchmarks.contestant import OURS
 from benchmarks.outcomes import OK
@@ -126,6 +128,31 @@ def absences(cases: Sequence[CaseRows]) -> list[str]:
             if row.contestant not in ran:
                 reasons[f"{row.status}: {row.reason}"].add(row.contestant)
     return [f"- {', '.join(sorted(names))}: {reason}" for reason, names in sorted(reasons.items())]
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Show success by round of every model that has a curve, and the mean over the seeds of a method.
+
+    Args:
+        rows: Of the part "e2e".
+
+    Returns:
+        Markdown; empty without a curve.
+    """
+    drawn = [row for row in rows if row.get("curve")]
+    gains: dict[str, list[float]] = defaultdict(list)
+    lines = ["Success on held-out questions with faults, by round:", ""] if drawn else []
+    for row in drawn:
+        points = ", ".join(f"{point['round']}: {point['success']:.3f}" for point in row["curve"])
+        lines.append(f"- {row['item']}: {points}")
+        gain = row["curve"][-1]["success"] - row["curve"][0]["success"]
+        gains[str(row["item"]).partition(" seed ")[0]].append(100 * gain)
+    for method, values in gains.items():
+        error = f" ± {stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+        lines.append(
+            f"- {method}, {len(values)} seeds: {mean(values):+.1f}{error} points over the cold student"
+        )
+    return "\n".join(lines)
 
 
 def _others(cases: Sequence[CaseRows]) -> list[str]:

@@ -74,7 +74,7 @@ def _command(job: Job, lines: Path, passed: Path) -> list[str]:
     if job.is_dry:
         return module_command("pytest", *plugin, *quiet, "-k", _DRY_NAMES, *_DRY)
     workers = min(_MOST_WORKERS, os.cpu_count() or 1)
-    side_by_side = ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
+    side_by_side = ["-n", str(workers), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
     return module_command("pytest", *plugin, *quiet, *side_by_side, *TESTS)
 
 

@@ -22,7 +22,7 @@ _TRUTH_S = 1.5
 _LEAST_ROUNDS = 3
 # nvcc for one architecture; about 1,000 tests of two seconds on twelve workers; a dozen of launches under the
 # sanitizer at a hundred times their time; three replayed kernels of four functions; rounds of the training.
-_FIXED_S = {"build": 50.0, "correctness": 150.0, "limits": 25.0, "sanitize": 200.0, "counters": 120.0}
+_FIXED_S = {"build": 50.0, "correctness": 180.0, "limits": 25.0, "sanitize": 200.0, "counters": 120.0}
 _E2E_S = 540.0
 
 

@@ -34,28 +34,28 @@ PARTS = {
     for part in (
         Part(
             name="build",
-            limit_s=75,
+            limit_s=70,
             dry_limit_s=120,
             what="csrc/cuda compiles for the card and loads",
             columns=("seconds", "detail"),
         ),
         Part(
             name="correctness",
-            limit_s=165,
+            limit_s=200,
             dry_limit_s=120,
             what="every function, backend and dtype against float64",
             columns=("passed", "skipped", "failed", "seconds"),
         ),
         Part(
             name="limits",
-            limit_s=40,
+            limit_s=35,
             dry_limit_s=60,
             what="what memory and matrix units give",
             columns=("gb_per_s", "tflop_per_s", "seconds"),
         ),
         Part(
             name="bench",
-            limit_s=200,
+            limit_s=175,
             dry_limit_s=120,
             what="ours beside the peers",
             columns=("median_s", "limit_s", "peak_extra_bytes", "loss_error", "gradient_error"),

@@ -1,6 +1,7 @@
 """The driver of `make gpu`: limits, reasons, and what a part that is killed or breaks leaves behind."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from benchmarks.gpu import __main__ as driver
 from benchmarks.gpu import worker
 from benchmarks.gpu.bench_cases import EVERYBODY, planned
 from benchmarks.gpu.build_part import AHEAD_OF_TIME
-from benchmarks.gpu.job import Job, why_no_gpu
+from benchmarks.gpu.job import ROOT, Job, why_no_gpu
 from benchmarks.gpu.model import expected_seconds
 from benchmarks.gpu.plan import EARLY, EARLY_S, PARTS, TOTAL_S
 from benchmarks.gpu.sheet import Sheet, read_sheet
@@ -79,7 +80,7 @@ def test_a_killed_and_a_broken_part_keep_their_rows_and_the_rest_goes_on(fake_pa
     assert not is_alive(int((tmp_path / "child.txt").read_text()))
     printed = capsys.readouterr().out
     assert "| build | expected s |" not in printed.split("# build")[1]
-    assert "| bench | killed | 4 | 200 |" in printed
+    assert "| bench | killed | 4 | 175 |" in printed
 
     # Going on runs again what did not end well, and that alone.
     (tmp_path / "started.txt").unlink()
@@ -121,6 +122,12 @@ def test_the_plan_fits_and_the_model_of_the_clock_fits_the_plan():
         assert 0 < expected_seconds(name) <= part.limit_s, name
     # A command on a lent machine lasts ten minutes at most, and the driver needs some of it.
     assert max(part.limit_s for part in PARTS.values()) <= 580
+
+
+def test_the_document_has_the_limits_of_the_plan():
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    shown = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", text, re.M))
+    assert shown == {name: str(part.limit_s) for name, part in PARTS.items()}
 
 
 def test_the_shapes_of_the_targets_come_first_with_everybody():

@@ -114,6 +114,11 @@ def test_a_gpu_run_fills_targets_and_parts(tmp_path):
     bench.finish("ok", None, 100.0)
     limits = Sheet.begin(folder, "limits", GPU_ORIGIN, resume=False)
     limits.add([{"item": "copy", "status": "ok", "reason": None, "gb_per_s": 4000.0}])
+    e2e = Sheet.begin(folder, "e2e", GPU_ORIGIN, resume=False)
+    for seed, end in ((0, 0.5), (1, 0.6)):
+        curve = [{"round": 0, "update": 0, "success": 0.25}, {"round": 40, "update": 120, "success": end}]
+        e2e.add([{"item": f"opd seed {seed}", "status": "ok", "reason": None, "curve": curve}])
+    e2e.finish("ok", None, 500.0)
     limits.finish("killed", "It ran past its limit of 40 s; what it had is kept.", 40.0)
     text = results_page.page(tmp_path)
     assert "Measured on Test GPU." in text
@@ -123,6 +128,8 @@ def test_a_gpu_run_fills_targets_and_parts(tmp_path):
     assert "`linear_step_kl`: at most 2 GB beyond the gradients | 1.69 GiB | met |" in text
     assert "that at N = 4,096 | 1.050 | met |" in text
     assert "Liger's chunked loss | not measured |  |" in text
+    assert "- opd seed 0: 0: 0.250, 40: 0.500" in text
+    assert "- opd, 2 seeds: +30.0 ± 5.0 points over the cold student" in text
     assert "### limits: killed, 40 s: It ran past its limit" in text
     assert "Test GPU, run 20260102T030405Z-012345678-gpu/limits." in text
 

@@ -49,9 +49,11 @@ def test_odd_vocabulary_apart_rows_infinities_and_cut_steps(op, backend, dtype):
     check_family_case(case_of(op, backend, dtype, num_rows=rows), backend)
 
 
-# Without a GPU each function has tests of its own for this; one shows that the test itself works.
-@pytest.mark.parametrize("op", FAMILY if DEVICE == "cuda" else ["topk_step_kl"])
-@pytest.mark.parametrize("backend", COMPILED if DEVICE == "cuda" else ["native"])
+# Without a GPU each function has tests of its own for this.
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("op", FAMILY)
+@pytest.mark.parametrize("backend", COMPILED)
 def test_compiled_code_agrees_with_eager(op, backend):
     torch._dynamo.reset()
     case = case_of(op, backend)
@@ -59,9 +61,7 @@ def test_compiled_code_agrees_with_eager(op, backend):
     def loss(*leaves):
         return case.loss(backend, **dict(zip(case.leaves, leaves, strict=True)))
 
-    # Inductor's C++ takes longer than everything else here; what it makes of the graph is its own matter.
-    compiler = "inductor" if DEVICE == "cuda" else "eager"
-    compiled = torch.compile(loss, fullgraph=True, backend=compiler)(*case.leaf_tensors)
+    compiled = torch.compile(loss, fullgraph=True)(*case.leaf_tensors)
     eager = case.loss_and_gradients(backend)
     for ours, wanted in zip(
         (compiled, *torch.autograd.grad(compiled, case.leaf_tensors)), eager, strict=True
