@@ -14,7 +14,15 @@ from benchmarks.gpu.plan import PARTS
 from benchmarks.gpu.sheet import Sheet, render
 from benchmarks.plots import draw_roofline
 from benchmarks.record import RESULTS, ROOT, Document, Row
-from benchmarks.results_tables import absences, curves, growth_table, losses, memory_table, time_table
+from benchmarks.results_tables import (
+    MeasuredCase,
+    absences,
+    curves,
+    growth_table,
+    losses,
+    memory_table,
+    time_table,
+)
 from benchmarks.stored import PART, Stored, read_all
 from benchmarks.targets import NOT_MEASURED, best_of_ours, judge
 
@@ -27,7 +35,8 @@ GPU's part is run.
 
 Ours is the fastest of our backends without step weights, which does the peers' work. Behind a time of another
 stands how many times as long it takes as ours; bold is a loss of ours. All times of a line come from one run,
-in turns on the same tensors.
+in turns on the same tensors, of the commit that the line names. Peaks of memory that differ by less than 2 %
+or a mebibyte count as equal.
 """
 
 _Case = tuple[str, str, str, int, str]
@@ -85,15 +94,17 @@ def _device(name: str, runs: Sequence[Stored]) -> str:
     """Everything that was timed on one machine."""
     cases = _newest_cases(runs)
     parts = [f"## {name}", _runs_line(runs)]
-    groups: dict[tuple[str, str], list[list[Row]]] = defaultdict(list)
-    for (op, sweeps, *_), rows in cases.items():
-        groups[op, sweeps].append(rows)
+    groups: dict[tuple[str, str], list[MeasuredCase]] = defaultdict(list)
+    for (op, sweeps, *_), case in cases.items():
+        groups[op, sweeps].append(case)
     for (op, sweeps), group in groups.items():
         parts += [f"### `{op}`, {sweeps}", time_table(group)]
         parts += ["Peak memory beyond the inputs, MiB, returned gradients included:", memory_table(group)]
         growth = growth_table(group)
         parts += (
-            ["Time per token:", growth] if growth else [f"Growth with N: {NOT_MEASURED} at two N of a shape."]
+            ["Time per token:", growth]
+            if growth
+            else [f"Growth with N: {NOT_MEASURED} at two N of a shape in one run."]
         )
     every = list(cases.values())
     lost = losses(every)
@@ -104,9 +115,9 @@ def _device(name: str, runs: Sequence[Stored]) -> str:
     return "\n\n".join(parts)
 
 
-def _newest_cases(runs: Sequence[Stored]) -> dict[_Case, list[Row]]:
+def _newest_cases(runs: Sequence[Stored]) -> dict[_Case, MeasuredCase]:
     """The rows of every case, from the newest run in which ours was timed and somebody else was."""
-    cases: dict[_Case, list[Row]] = {}
+    cases: dict[_Case, MeasuredCase] = {}
     for run in runs:
         by_case: dict[_Case, list[Row]] = defaultdict(list)
         for row in run.rows:
@@ -116,7 +127,8 @@ def _newest_cases(runs: Sequence[Stored]) -> dict[_Case, list[Row]]:
                 row.kind != "ours" and row.median_s for row in rows
             )
             if key not in cases or is_better:
-                cases[key] = rows
+                commit = str(run.content["git_sha"])[:9]
+                cases[key] = MeasuredCase(rows=tuple(rows), commit=commit, time=str(run.content["time"]))
     return dict(sorted(cases.items()))
 
 
@@ -145,7 +157,7 @@ def draw(folder: Path) -> None:
         documents = [run.document for run in runs if run.document is not None]
         if not documents:
             continue
-        rows = [row for rows in _newest_cases(runs).values() for row in rows]
+        rows = [row for case in _newest_cases(runs).values() for row in case.rows]
         rates = [each.matmul_flops_per_s for each in documents if each.matmul_flops_per_s]
         document = replace(documents[-1], rows=rows, matmul_flops_per_s=max(rates, default=None))
         draw_roofline(document, _picture(runs))

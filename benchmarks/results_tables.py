@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
@@ -12,23 +13,42 @@ from benchmarks.outcomes import OK
 from benchmarks.record import Row
 from benchmarks.targets import NOT_MEASURED, best_of_ours
 
-CaseRows = Sequence[Row]
+# A peak that differs by less is the same: what a system counts as resident is not exact.
+_LEAST_MEMORY_LOSS = 0.02
 
 
-def time_table(cases: Sequence[CaseRows]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCase:
+    """One function, pass and shape.
+
+    Attributes:
+        rows: Of one run.
+        commit: What was measured.
+        time: When that run began.
+    """
+
+    rows: tuple[Row, ...]
+    commit: str
+    time: str
+
+
+def time_table(cases: Sequence[MeasuredCase]) -> str:
     """Set our fastest backend against the limit and everybody else.
 
     Args:
-        cases: Of one function and pass; the rows of a case come from one run.
+        cases: Of one function and pass.
 
     Returns:
         Markdown: milliseconds, and behind those of others how many times as long they take as ours.
     """
     others = _others(cases)
-    heads = ["shape", "ours ms", "backend", "limit ms", "% of limit", *others]
-    lines = [_line(heads), "|---|---:|---|" + "---:|" * (2 + len(others))]
-    for rows in cases:
-        best = best_of_ours(rows)
+    heads = ["shape", "commit", "ours ms", "backend", "limit ms", "% of limit", *others]
+    lines = [_line(heads), "|---|---|---:|---|" + "---:|" * (2 + len(others))]
+    for case in cases:
+        rows, best = case.rows, best_of_ours(case.rows)
+        if not any(row.median_s is not None or row.status != OK for row in rows):
+            # Run for its memory alone.
+            continue
         if best is None or best.median_s is None:
             ours = [NOT_MEASURED, "", "", ""]
         else:
@@ -39,11 +59,13 @@ def time_table(cases: Sequence[CaseRows]) -> str:
                 _milliseconds(limit),
                 f"{100 * limit / best.median_s:.0f}",
             ]
-        lines.append(_line([_shape(rows[0]), *ours, *(_other(rows, name, best) for name in others)]))
+        lines.append(
+            _line([_shape(rows[0]), case.commit, *ours, *(_other(rows, name, best) for name in others)])
+        )
     return "\n".join(lines)
 
 
-def memory_table(cases: Sequence[CaseRows]) -> str:
+def memory_table(cases: Sequence[MeasuredCase]) -> str:
     """Set peak memory beside each other, gradients included.
 
     Args:
@@ -54,41 +76,43 @@ def memory_table(cases: Sequence[CaseRows]) -> str:
     """
     others = _others(cases)
     lines = [_line(["shape", "ours", *others]), "|---|---:|" + "---:|" * len(others)]
-    for rows in cases:
-        best = best_of_ours(rows)
-        cells = [_mebibytes(best), *(_mebibytes(_of(rows, name)) for name in others)]
+    for case in cases:
+        rows = case.rows
+        cells = [
+            _mebibytes(best_of_ours(rows) or _plain_of_ours(rows)),
+            *(_mebibytes(_of(rows, name)) for name in others),
+        ]
         lines.append(_line([_shape(rows[0]), *cells]))
     return "\n".join(lines)
 
 
-def growth_table(cases: Sequence[CaseRows]) -> str:
+def growth_table(cases: Sequence[MeasuredCase]) -> str:
     """Show time per token over N.
 
     Args:
         cases: As in `time_table`.
 
     Returns:
-        Markdown, microseconds per token of ours and of the fastest other; empty without two N of one shape.
+        Markdown, microseconds per token of ours; empty without two N of one shape in one run.
     """
-    by_shape: dict[tuple[str, str], list[CaseRows]] = defaultdict(list)
-    for rows in cases:
-        if best_of_ours(rows) is not None:
-            by_shape[rows[0].pair, rows[0].dtype].append(rows)
+    by_shape: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
+    for case in cases:
+        best = best_of_ours(case.rows)
+        if best is not None and best.median_s is not None:
+            # Of one run, as another may have been another commit on a busier machine.
+            by_shape[best.pair, best.dtype, case.time][best.rows] = 1e6 * best.median_s / best.rows
     lines = []
-    for (pair, dtype), group in sorted(by_shape.items()):
-        ordered = sorted(group, key=lambda rows: rows[0].rows)
-        if len(ordered) < 2:
-            continue
-        cells = [f"{_per_token(rows):.2f}" for rows in ordered]
-        ratio = _per_token(ordered[-1]) / _per_token(ordered[0])
-        counts = ", ".join(f"{rows[0].rows:,}" for rows in ordered)
-        lines.append(
-            f"- {pair}, {dtype}, N = {counts}: {', '.join(cells)} µs per token, {ratio:.2f} × over all"
-        )
+    for (pair, dtype, _), per_token in sorted(by_shape.items()):
+        counts = sorted(per_token)
+        if len(counts) > 1:
+            shown = ", ".join(f"{per_token[count]:.2f}" for count in counts)
+            ratio = per_token[counts[-1]] / per_token[counts[0]]
+            listed = ", ".join(f"{count:,}" for count in counts)
+            lines.append(f"- {pair}, {dtype}, N = {listed}: {shown} µs per token, {ratio:.2f} × over all")
     return "\n".join(lines)
 
 
-def losses(cases: Sequence[CaseRows]) -> list[str]:
+def losses(cases: Sequence[MeasuredCase]) -> list[str]:
     """List where somebody else is faster or takes less memory.
 
     Args:
@@ -98,9 +122,9 @@ def losses(cases: Sequence[CaseRows]) -> list[str]:
         A line each.
     """
     lines = []
-    for rows in cases:
-        best = best_of_ours(rows)
-        for other in rows:
+    for case in cases:
+        best = best_of_ours(case.rows)
+        for other in case.rows:
             if best is None or best.median_s is None or other.kind == OURS or other.median_s is None:
                 continue
             where = f"{best.op} {best.sweeps}, {_shape(best)}"
@@ -111,7 +135,7 @@ def losses(cases: Sequence[CaseRows]) -> list[str]:
                     f"{_milliseconds(best.median_s)} ms ({ratio:.2f} ×)"
                 )
             peaks = best.peak_extra_bytes, other.peak_extra_bytes
-            if peaks[0] is not None and peaks[1] is not None and peaks[1] < peaks[0]:
+            if peaks[0] is not None and peaks[1] is not None and _is_less(peaks[1], peaks[0]):
                 lines.append(
                     f"- {where}: {other.contestant} takes {_mebibytes(other)} MiB at the peak, ours "
                     f"{_mebibytes(best)} MiB"
@@ -119,12 +143,16 @@ def losses(cases: Sequence[CaseRows]) -> list[str]:
     return lines
 
 
-def absences(cases: Sequence[CaseRows]) -> list[str]:
+def _is_less(peak: int, ours: int) -> bool:
+    return ours - peak >= max(1 << 20, _LEAST_MEMORY_LOSS * ours)
+
+
+def absences(cases: Sequence[MeasuredCase]) -> list[str]:
     """Say who did not run anywhere, and why."""
     reasons: dict[str, set[str]] = defaultdict(set)
-    ran = {row.contestant for rows in cases for row in rows if row.status == OK}
-    for rows in cases:
-        for row in rows:
+    ran = {row.contestant for case in cases for row in case.rows if row.status == OK}
+    for case in cases:
+        for row in case.rows:
             if row.contestant not in ran:
                 reasons[f"{row.status}: {row.reason}"].add(row.contestant)
     return [f"- {', '.join(sorted(names))}: {reason}" for reason, names in sorted(reasons.items())]
@@ -155,20 +183,25 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _others(cases: Sequence[CaseRows]) -> list[str]:
+def _others(cases: Sequence[MeasuredCase]) -> list[str]:
     """Everybody else who was timed, in the order of first appearance."""
     return list(
         dict.fromkeys(
-            row.contestant for rows in cases for row in rows if row.kind != OURS and row.median_s is not None
+            row.contestant for case in cases for row in case.rows if row.kind != OURS and row.status == OK
         )
     )
 
 
-def _of(rows: CaseRows, name: str) -> Row | None:
+def _plain_of_ours(rows: Sequence[Row]) -> Row | None:
+    """Ours where nobody was timed."""
+    return next((row for row in rows if row.kind == OURS and row.status == OK), None)
+
+
+def _of(rows: Sequence[Row], name: str) -> Row | None:
     return next((row for row in rows if row.contestant == name), None)
 
 
-def _other(rows: CaseRows, name: str, best: Row | None) -> str:
+def _other(rows: Sequence[Row], name: str, best: Row | None) -> str:
     row = _of(rows, name)
     if row is None:
         return NOT_MEASURED
@@ -183,11 +216,6 @@ def _other(rows: CaseRows, name: str, best: Row | None) -> str:
 
 def _shape(row: Row) -> str:
     return f"{row.pair}, N = {row.rows:,}, {row.dtype}"
-
-
-def _per_token(rows: CaseRows) -> float:
-    best = best_of_ours(rows)
-    return 0.0 if best is None else 1e6 * (best.median_s or 0.0) / best.rows
 
 
 def _milliseconds(seconds: float) -> str:

@@ -77,32 +77,28 @@ def _rows(content: Mapping[str, Any]) -> Iterable[Row]:
     rows = content.get("rows", [])
     if rows and "contestant" in rows[0]:
         return [Row(**row) for row in rows]
-    return [row for case in content.get("cases", []) if PRODUCTS in _names(case) for row in _timed(case)]
+    cases = [case for case in content.get("cases", []) if isinstance(case, dict)]
+    return [row for case in cases for row in _case_rows(case)]
 
 
-def _names(case: Any) -> Iterable[str]:
-    return case if isinstance(case, dict) else ()
-
-
-def _timed(case: Mapping[str, Any]) -> list[Row]:
+def _case_rows(case: Mapping[str, Any]) -> list[Row]:
     """Rows of `benchmarks.bench_linear_step_kl`; their limit is the products that took turns with them."""
-    limit = case[PRODUCTS]["timing"]["median_s"]
     rows = []
     for columns in case.values():
-        if "row" in columns and "timing" in columns:
-            row = Row(**columns["row"])
+        if "row" not in columns:
+            continue
+        row = replace(Row(**columns["row"]), gradient_error=columns["gradient_error"])
+        if "timing" in columns and PRODUCTS in case:
             shape = Case(op=row.op, pair=PAIRS[row.pair], rows=row.rows, dtype=row.dtype)
             needed = work(shape, has_backward=True)
             median = columns["timing"]["median_s"]
-            rows.append(
-                replace(
-                    row,
-                    **columns["timing"],
-                    gradient_error=columns["gradient_error"],
-                    limit_s=limit,
-                    bytes_per_s=needed.bytes / median,
-                    flops_per_s=needed.flops / median,
-                    intensity=needed.flops / needed.bytes,
-                )
+            row = replace(
+                row,
+                **columns["timing"],
+                limit_s=case[PRODUCTS]["timing"]["median_s"],
+                bytes_per_s=needed.bytes / median,
+                flops_per_s=needed.flops / median,
+                intensity=needed.flops / needed.bytes,
             )
+        rows.append(row)
     return rows
