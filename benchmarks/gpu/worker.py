@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.job import Job, why_no_gpu, why_not
 from benchmarks.gpu.sheet import Sheet, worst_status
@@ -46,6 +47,5 @@ def work(part: str, folder: Path, *, is_dry: bool, resume: bool, limit_s: float,
 
 
 if __name__ == "__main__":
-    settings = json.loads(sys.argv[2])
-    paths = {key: Path(settings.pop(key)) for key in ("folder", "peers")}
-    work(sys.argv[1], **paths, **settings)
+    settings: dict[str, Any] = json.loads(sys.argv[2])
+    work(sys.argv[1], Path(settings.pop("folder")), peers=Path(settings.pop("peers")), **settings)
