@@ -138,6 +138,8 @@ def enter(
         errors = truth.errors(loss, gradients, contestant.divergence, is_weighted=contestant.is_weighted)
     except SkippedError as reason:
         return {"status": SKIPPED, "reason": str(reason)}
+    except torch.OutOfMemoryError as error:
+        return {"status": SKIPPED, "reason": f"Out of memory: {next(iter(str(error).splitlines()), '')}"}
     except Exception as error:
         # Whatever a contestant breaks on is its own row's matter.
         first = str(error).strip().splitlines()[:1]

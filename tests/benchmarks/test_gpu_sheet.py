@@ -111,6 +111,12 @@ def test_the_table_shows_numbers_and_gives_reasons_once(tmp_path):
     assert "- c0, c1, c2 and 2 more: skipped: It broke." in text
 
 
+def test_a_peer_that_breaks_is_no_fault_of_the_run():
+    peer = {**row("a", "failed"), "kind": "peer"}
+    assert worst_status([peer, row("b")]) == "ok"
+    assert worst_status([peer, {**row("b", "wrong"), "kind": "ours"}]) == "failed"
+
+
 @pytest.mark.parametrize(
     ("statuses", "worst"),
     [
