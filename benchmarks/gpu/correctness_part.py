@@ -28,7 +28,8 @@ TESTS = (
 """In the order in which they run; all take the GPU where there is one."""
 
 _DRY = ("tests/kernels/test_family_device.py", "tests/kernels/test_native_cuda.py")
-_DRY_NAMES = "(odd_vocabulary and reference and float32) or replays or beyond"
+_ODD = "odd_vocabulary and ((reference and float32) or (triton and bfloat16))"
+_DRY_NAMES = f"({_ODD}) or replays or beyond"
 # Each worker holds a CUDA context, compiles on a core of its own and shares the card.
 _MOST_WORKERS = 12
 _STOP_BEFORE_S = 8.0
