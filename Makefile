@@ -9,10 +9,12 @@ PEERS  := .peers/.installed
 VLLM   := .venv-vllm
 # More arguments for the benchmarks: make bench BENCH="--device cuda --ops step_kl"
 BENCH  ?=
+# Likewise for the GPU run: make gpu GPU="--parts build bench"
+GPU    ?=
 # cmake, ninja and clang-format of the pinned set come before those of the system.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-quick test check format ctest vllm pytest-vllm pytest pytest-main aot cuda-compile bench bench-quick bench-pytest clean
+.PHONY: help setup demo demo-quick test check format ctest vllm pytest-vllm pytest pytest-main aot cuda-compile bench bench-quick bench-pytest gpu gpu-dry gpu-carry results clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -94,6 +96,20 @@ bench: $(STAMP) $(PEERS)  ## Benchmarks beside their peers: table, plots, JSON i
 
 bench-quick: $(STAMP) $(PEERS)  ## The same on a few small shapes
 	$(BIN)/python -m benchmarks.run --profile quick $(BENCH)
+
+# The machine with the GPU brings its own Python, torch and nvcc; nothing is installed there.
+gpu:  ## On a GPU: build, check, measure, train; see docs/gpu.md
+	$(PYTHON) -m benchmarks.gpu $(GPU)
+
+gpu-dry: $(STAMP)  ## Every path of it without a GPU, on tiny sizes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu --dry $(GPU)
+
+gpu-carry: $(STAMP) $(PEERS)  ## Put into .peers what a machine without a network lacks
+	grep -E '^(tomli[-_]w|httpx2|httpcore2|truststore)==' requirements-cpu.txt | $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps --upgrade --target .peers -r /dev/stdin
+
+results: $(STAMP)  ## Write RESULTS.md and its pictures from benchmarks/results
+	$(BIN)/python -m benchmarks.results_page
 
 bench-pytest: $(STAMP)  ## Small shapes under pytest-benchmark, for watching one change
 	$(BIN)/python -m pytest benchmarks/test_small_shapes.py

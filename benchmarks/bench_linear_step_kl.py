@@ -20,8 +20,9 @@ from benchmarks.inputs import HiddenInputs, make_inputs
 from benchmarks.limits import work
 from benchmarks.measure import Entrant, bind, enter
 from benchmarks.ours import LOGITS_PATH, our_contestants
+from benchmarks.outcomes import OK
 from benchmarks.peers import add_to_path, peer_contestants, versions
-from benchmarks.record import OK, ROOT, make_row, provenance
+from benchmarks.record import ROOT, make_row, provenance
 from benchmarks.shapes import DTYPES, PAIRS, Case
 from benchmarks.table import render_memory
 from benchmarks.timing import time_in_turns

@@ -14,10 +14,6 @@ Loss = Callable[[], Tensor]
 OURS, TORCH, PEER = "ours", "torch", "peer"
 
 
-class SkippedError(Exception):
-    """Why a contestant does not run on a case; the table shows it."""
-
-
 def no_extra(case: Case) -> int:
     """Claim no memory of the size of the logits."""
     del case

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contestant import OURS, Contestant, Loss, SkippedError
+from benchmarks.contestant import OURS, Contestant, Loss
 from benchmarks.device import Device, measure_matmuls
 from benchmarks.inputs import HiddenInputs, Inputs, make_inputs
 from benchmarks.limits import Bandwidth, Work, limit_s, work
-from benchmarks.record import FAILED, OK, SKIPPED, WRONG, Row, make_row, measured
+from benchmarks.outcomes import FAILED, OK, SKIPPED, WRONG, SkippedError
+from benchmarks.record import Row, make_row, measured
 from benchmarks.shapes import PASSES, Case
 from benchmarks.timing import Timing, time_in_turns
 from benchmarks.truth import Errors, TruthOf
@@ -137,6 +138,8 @@ def enter(
         errors = truth.errors(loss, gradients, contestant.divergence, is_weighted=contestant.is_weighted)
     except SkippedError as reason:
         return {"status": SKIPPED, "reason": str(reason)}
+    except torch.OutOfMemoryError as error:
+        return {"status": SKIPPED, "reason": f"Out of memory: {next(iter(str(error).splitlines()), '')}"}
     except Exception as error:
         # Whatever a contestant breaks on is its own row's matter.
         first = str(error).strip().splitlines()[:1]

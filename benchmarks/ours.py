@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 import sod_kernels
-from benchmarks.contestant import OURS, TORCH, Contestant, Loss, SkippedError, float_logits
+from benchmarks.contestant import OURS, TORCH, Contestant, Loss, float_logits
 from benchmarks.inputs import HiddenInputs, Inputs, LogitsInputs, TopKInputs
+from benchmarks.outcomes import SkippedError
 from sod_kernels import SodWeighting, backends
 
 BACKENDS = ("native", "triton", "reference")
@@ -41,10 +42,12 @@ def _prepare(op: str, backend: str, *, is_weighted: bool) -> Callable[[Any], Los
             raise SkippedError("The reference computes in float64 and is timed on small cases only.")
         weighting = SodWeighting() if is_weighted else None
         values, rows = _tensors(inputs), inputs.rows
+        # Chunks are planned on the host; ids on the device would be waited for in every call.
+        step_ids = rows.step_ids.cpu() if op.startswith("linear") else rows.step_ids
 
         def loss() -> Tensor:
             output = function(
-                *values, rows.step_ids, num_steps=rows.num_steps, weighting=weighting, backend=backend
+                *values, step_ids, num_steps=rows.num_steps, weighting=weighting, backend=backend
             )
             value: Tensor = output.loss
             return value

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contestant import PEER, Contestant, Loss, SkippedError, float_logits, no_extra
+from benchmarks.contestant import PEER, Contestant, Loss, float_logits, no_extra
 from benchmarks.inputs import HiddenInputs, LogitsInputs
+from benchmarks.outcomes import SkippedError
 from benchmarks.shapes import Case
 
 PACKAGES = ("trl", "liger-kernel", "flash-linear-attention", "fla-core")

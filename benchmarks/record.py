@@ -21,7 +21,6 @@ from benchmarks.truth import Errors
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-OK, SKIPPED, WRONG, FAILED = "ok", "skipped", "wrong", "failed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,11 @@ from benchmarks.contestant import OURS, Contestant
 from benchmarks.device import make_device, measure_bandwidth
 from benchmarks.measure import measure_case
 from benchmarks.ours import our_contestants
+from benchmarks.outcomes import FAILED, WRONG
 from benchmarks.peers import add_to_path, peer_contestants, versions
 from benchmarks.plain import plain_contestants
 from benchmarks.plots import draw_growth, draw_roofline
-from benchmarks.record import FAILED, RESULTS, ROOT, WRONG, Document, Row
+from benchmarks.record import RESULTS, ROOT, Document, Row
 from benchmarks.shapes import DTYPES, OPS, PAIRS, planned_cases
 from benchmarks.table import render, render_cases, render_memory, render_verdicts
 

@@ -6,7 +6,8 @@ from itertools import groupby
 
 from benchmarks.contestant import OURS
 from benchmarks.ours import LOGITS_PATH
-from benchmarks.record import OK, Document, Row
+from benchmarks.outcomes import OK
+from benchmarks.record import Document, Row
 
 _HEAD = (
     "| contestant | median ms | p20 – p80 | GB/s | GFLOP/s | % of limit | peak extra MiB | loss off by "

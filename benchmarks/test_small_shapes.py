@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contestant import Contestant, SkippedError
+from benchmarks.contestant import Contestant
 from benchmarks.inputs import make_inputs
 from benchmarks.ours import our_contestants
+from benchmarks.outcomes import SkippedError
 from benchmarks.plain import plain_contestants
 from benchmarks.shapes import OPS, PAIRS, Case
 from benchmarks.truth import TruthOf

@@ -5,11 +5,12 @@ import sys
 import pytest
 import torch
 
-from benchmarks.contestant import Contestant, SkippedError
+from benchmarks.contestant import Contestant
 from benchmarks.device import CpuDevice
 from benchmarks.limits import Bandwidth
 from benchmarks.measure import measure_case
 from benchmarks.ours import our_contestants
+from benchmarks.outcomes import SkippedError
 from benchmarks.peers import peer_contestants
 from benchmarks.plain import plain_contestants, plain_step_kl, with_own_code
 from benchmarks.shapes import Case, Pair
@@ -44,6 +45,10 @@ def contestant(function, **more):
 
 def refuse(inputs):
     raise SkippedError("It does not want to.")
+
+
+def take_too_much(student, teacher):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried.\nMore")
 
 
 def break_down(student, teacher):
@@ -89,13 +94,14 @@ def test_a_weighted_contestant_is_held_to_the_weighted_truth():
     [
         (contestant(None, prepare=refuse), "skipped", "It does not want to."),
         (contestant(break_down), "failed", "RuntimeError: out of luck"),
+        (contestant(take_too_much), "skipped", "Out of memory: CUDA out of memory. Tried."),
         (
             contestant(plain_step_kl, needed_bytes=lambda case: 2**60),
             "skipped",
             "Needs about 1073741824.0 GiB",
         ),
     ],
-    ids=["refuses", "breaks", "too-large"],
+    ids=["refuses", "breaks", "no-memory", "too-large"],
 )
 def test_who_cannot_run_is_a_row_and_the_others_go_on(made, status, reason):
     rows = rows_of(made, contestant(plain_step_kl, name="other"))
