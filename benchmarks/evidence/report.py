@@ -63,9 +63,9 @@ def render(evidence: Evidence, titles: Titles) -> str:
     """Write the tables in Markdown."""
     parts = [
         "# Results so far",
-        "Written by `python -m benchmarks.evidence report`; what is asked, and how, stands in\n"
-        "[README.md](README.md). Per cent of held-out questions solved, greedily. ± is one standard error over seeds,\n"
-        "each with a teacher and a cold start of its own; differences are taken seed by seed. A row with one seed has\n"
+        "Written by `python -m benchmarks.evidence report`; [README.md](README.md) says what is asked.\n"
+        "Per cent of held-out questions solved, greedily. ± is one standard error over seeds, each with a\n"
+        "teacher and a cold start of its own; differences are taken seed by seed. A row with one seed has\n"
         "no error and proves nothing.",
     ]
     for setting in evidence.settings:
