@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from sod.estimators import bootstrap_error, majority_at_k, pass_at_k
 from sod.types import Drift, Trajectory
+
+_PASS_AT = re.compile(r"eval/pass@(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class EvalResult:
             f"{self.metrics['eval/tasks']:.0f} tasks, "
             f"{self.metrics['eval/errors_per_trajectory']:.2f} errors per trajectory"
         )
-        sizes = [int(key.removeprefix("eval/pass@")) for key in self.metrics if key[10:].isdigit()]
+        sizes = [int(found[1]) for key in self.metrics if (found := _PASS_AT.fullmatch(key))]
         if not sizes:
             return text
         k = max(sizes)
@@ -75,7 +78,7 @@ def summarise(trajectories: Sequence[Trajectory], answers: Sequence[str | None] 
 def _attempt_metrics(
     by_task: Sequence[Sequence[float]], answers: Sequence[Sequence[str | None]]
 ) -> dict[str, float]:
-    """pass@k and maj@k for k = 2, 4, 8 ... and n, the attempts that every task has; average@n; with errors."""
+    """pass@k and maj@k for k = 2, 4, 8 ... and n, the attempts of every task; average@n; with errors."""
     num_attempts = min((len(values) for values in by_task), default=0)
     sizes = {2**power for power in range(1, num_attempts.bit_length()) if 2**power <= num_attempts}
     metrics: dict[str, float] = {}

@@ -79,7 +79,8 @@ def _check(path: Path, part: Sequence[Trajectory], tasks: Sequence[Task], num_sa
     found = [one.task_id for one in part]
     if found != [task.task_id for task in tasks for _ in range(num_samples)]:
         raise ConfigError(
-            f"eval: {path} holds attempts at other tasks than [data] eval has now; give another --attempts folder"
+            f"eval: {path} holds attempts at other tasks than [data] eval has now; give another folder for "
+            "--attempts"
         )
 
 
