@@ -59,14 +59,14 @@ def work(options: argparse.Namespace) -> int:
         grid = load_grid(tuple(options.grid), options.file)
         plan = Plan(grid, options.output, PausingDisplay(options.pause_file))
         jobs = plan.jobs(grid.cells(tuple(options.grid), tuple(options.seeds)))
-        work_off(options.output, jobs, _say)
+        failed = work_off(options.output, jobs, _say)
     except StopRequested as stop:
         _say(f"{stop}; the same command goes on")
         return 130
     except SodError as error:
         _say(f"error: {error}")
         return 2
-    return 0
+    return 2 if failed else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

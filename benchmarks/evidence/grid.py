@@ -142,7 +142,7 @@ def load_grid(names: tuple[str, ...], path: Path = GRID_FILE) -> Grid:
         path: The file.
 
     Returns:
-        The grid; what a size overrides of [world] is put in.
+        The grid; what a size overrides of [world] and [rollout] is put in.
 
     Raises:
         ConfigError: For an unknown part, key or name, or parts of different sizes.
@@ -156,13 +156,14 @@ def load_grid(names: tuple[str, ...], path: Path = GRID_FILE) -> Grid:
         )
     values = dict(_known(sizes.pop(), raw["sizes"], "sizes"))
     world = _section(World, raw["world"], "world")
+    rollout = {**raw["rollout"], **values.pop("rollout", {})}
     own = {key: values.pop(key) for key in list(values) if key in raw["world"]}
     for role in ("teacher", "student"):
         values[role] = _section(Supervised, values[role], f"sizes {role}")
     grid = Grid(
         world=replace(world, **own),
         size=_section(Size, values, "sizes"),
-        rollout=raw["rollout"],
+        rollout=rollout,
         updates=raw["updates"],
         regimes={name: _section(Regime, one, f"regimes.{name}") for name, one in raw["regimes"].items()},
         methods={name: Method(**one) for name, one in raw["methods"].items()},

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sod.errors import CheckpointError
+from sod.errors import CheckpointError, SodError
 
 RESULT = "result.json"
 _POLL_S = 5.0
@@ -65,7 +65,7 @@ def is_done(root: Path, job: Job) -> bool:
     return True
 
 
-def work_off(root: Path, jobs: Sequence[Job], say: Say) -> int:
+def work_off(root: Path, jobs: Sequence[Job], say: Say) -> list[str]:
     """Do the jobs in order, leaving those that another process holds; return when none is left.
 
     Args:
@@ -74,16 +74,25 @@ def work_off(root: Path, jobs: Sequence[Job], say: Say) -> int:
         say: Takes a line per job.
 
     Returns:
-        How many this process did.
+        Names of the jobs that failed here, and of those that need one of them.
     """
-    num_done = 0
+    failed: list[str] = []
     while True:
-        left = [job for job in jobs if not is_done(root, job)]
+        failed += [job.name for job in jobs if set(job.needs) & set(failed) and job.name not in failed]
+        left = [job for job in jobs if job.name not in failed and not is_done(root, job)]
         if not left:
-            return num_done
-        # After each job from the top again: what matters more may have become possible.
-        if any(_try(root, job, say) for job in _ready(root, left)):
-            num_done += 1
+            return failed
+        for job in _ready(root, left):
+            try:
+                has_worked = _try(root, job, say)
+            except SodError as error:
+                # One method that breaks must not take the others with it.
+                say(f"{job.name}: failed: {error}")
+                failed.append(job.name)
+                break
+            # After each job from the top again: what matters more may have become possible.
+            if has_worked:
+                break
         else:
             time.sleep(_POLL_S)
 
