@@ -130,7 +130,7 @@ def _step_table(setting: Setting, titles: Titles) -> str:
 def _rescue_table(results: Mapping[int, Mapping[str, Any]]) -> str:
     lines = ["| state of the cold student | teacher right | student right |", "|---|---|---|"]
     for state, counts in pooled_rescues(results).items():
-        cells = [f"{counts[policy][0]}/{counts[policy][1]}" for policy in ("teacher", "student")]
+        cells = ["/".join(map(str, counts.get(policy, ()))) for policy in ("teacher", "student")]
         lines.append(f"| {state} | {_GAP.join(cells)} |")
     return "\n".join(lines)
 

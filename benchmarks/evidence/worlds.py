@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +18,8 @@ from sod.seeding import derive_seed
 from sod.types import Task, Trajectory
 
 _NUM_TOKENIZER_QUESTIONS = 600
+# Faults in a row must not end an attempt of the expert, who has done nothing wrong.
+_NO_LIMIT = 1000
 _ERRORS = (
     "error: timeout",
     "error: invalid_json",
@@ -68,13 +71,14 @@ def make_traces(
     traces: list[Trajectory] = []
     for place, length in enumerate(lengths):
         count = num_traces // len(lengths) + (place < num_traces % len(lengths))
+        section = ledger_section(world, length, has_faults=has_faults)
         if count:
             traces += expert_traces(
                 count,
                 seed=derive_seed(seed, "traces", length),
                 error_rate=0.0,
                 tokenizer=tokenizer,
-                section=ledger_section(world, length, has_faults=has_faults),
+                section=replace(section, max_errors_in_a_row=_NO_LIMIT),
             )
     return traces
 

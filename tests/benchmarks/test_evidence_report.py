@@ -72,7 +72,7 @@ def test_tables_say_what_was_measured(grid, tmp_path):
     text = (tmp_path / "report" / "results.md").read_text()
     table = {
         line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")]
-        for line in text.split("## cascade, small")[1].splitlines()[2:7]
+        for line in text.split("## cascade, small")[1].splitlines()[2:8]
     }
     assert table["teacher"][1:5] == ["30.0", "30.0", "30.0", "30.0 ± 0.0"]
     assert table["cold start"][1:5] == ["40.0", "50.0", "60.0", "50.0 ± 5.8"]
