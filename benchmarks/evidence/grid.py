@@ -26,12 +26,18 @@ class World(Section):
     max_errors_in_a_row: Annotated[int, Above(0)]
     num_held_out: Annotated[int, AtLeast(2)]
     num_check: Annotated[int, AtLeast(2)]
+    num_start: Annotated[int, Above(0)]
     num_states: Annotated[int, Above(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised(Section):
-    """A model that learns from the expert's traces."""
+    """A model that learns from the expert's traces.
+
+    With a `target` it stops at that share of training questions solved with honest tools, looked at every
+    `check_every` updates from `check_from` on: so small a model learns to know the codes all of a sudden,
+    and a fixed number of updates would give every seed another start.
+    """
 
     layers: Annotated[int, Above(0)]
     width: Annotated[int, Above(0)]
@@ -39,6 +45,9 @@ class Supervised(Section):
     traces: Annotated[int, Above(0)]
     updates: Annotated[int, Above(0)]
     minibatch: Annotated[int, Above(0)]
+    target: Annotated[float, Above(0), AtMost(1)] | None = None
+    check_from: Annotated[int, Above(0)] = 100
+    check_every: Annotated[int, Above(0)] = 20
 
 
 @dataclass(frozen=True, kw_only=True)

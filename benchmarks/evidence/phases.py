@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from benchmarks.evidence.jobs import Job
 from benchmarks.evidence.pausing import PausingDisplay
 from benchmarks.evidence.readings import read_attempts, split_steps
 from benchmarks.evidence.rescue import rescue_rates
-from benchmarks.evidence.settings import cell_config, describe, policy_config, supervised_config
+from benchmarks.evidence.settings import cell_config, describe, policy_config, rounds_of, supervised_config
 from benchmarks.evidence.worlds import ledger_section, make_questions, make_tokenizer, make_traces
 from sod import commands
 from sod.checkpoint import latest_checkpoint
@@ -32,7 +33,7 @@ from sod.types import Task
 
 DATA = "data"
 # The same questions for every seed and every grid that is ever run.
-_HELD_OUT_SEED, _CHECK_SEED = 20261123, 20261124
+_HELD_OUT_SEED, _CHECK_SEED, _START_SEED = 20261123, 20261124, 20261125
 READINGS = {"faulty": True, "honest": False}
 """The two ways in which every model answers the held-out questions: with and without tool faults."""
 
@@ -97,6 +98,8 @@ class Plan:
         write_tasks(folder / "held_out.jsonl", held_out)
         check = make_questions(world, world.num_check, seed=_CHECK_SEED, split="held_out")
         write_tasks(folder / "check.jsonl", check)
+        start = make_questions(world, world.num_start, seed=_START_SEED, split="train")
+        write_tasks(folder / "start.jsonl", start)
         make_tokenizer(world, self._grid.size.vocab_size).save_pretrained(folder / "tokenizer")
         return {"num_held_out": len(held_out), "num_check": len(check)}
 
@@ -127,14 +130,28 @@ class Plan:
             )
             write_trajectories(traces, made)
         config = supervised_config(phase, seed=seed, untrained=untrained, traces=traces, output=run)
-        checkpoint = self._train(config)
+        checkpoint, start = self._train_to_target(config, phase)
         # The curves are drawn over the check questions, so a teacher needs a level there too.
         prefixes = {"held_out": ""} if role == "cold" else {"held_out": "", "check": "check_"}
-        return {
+        readings = {
             prefix + name: self._reading(checkpoint, questions, has_faults=has_faults)
             for questions, prefix in prefixes.items()
             for name, has_faults in READINGS.items()
         }
+        return {"start": start, **readings}
+
+    def _train_to_target(self, config: RunConfig, phase: Supervised) -> tuple[Path, list[float]]:
+        """Train to the end, or until enough training questions are solved; tells the share at every look."""
+        if phase.target is None:
+            return self._train(config), []
+        shares: list[float] = []
+        for updates in range(phase.check_from, phase.updates + 1, phase.check_every):
+            rounds = rounds_of(phase, updates)[0]
+            checkpoint = self._train(replace(config, trainer=replace(config.trainer, rounds=rounds)))
+            shares.append(self._reading(checkpoint, "start", has_faults=False)["success"])
+            if shares[-1] >= phase.target:
+                break
+        return checkpoint, shares
 
     def _untrained(
         self, phase: Supervised, tokenizer: PreTrainedTokenizerFast, seed: int, folder: Path

@@ -28,8 +28,12 @@ def environment(grid: Grid, *, has_faults: bool) -> dict[str, Any]:
 def supervised_config(
     phase: Supervised, *, seed: int, untrained: Path, traces: Path, output: Path
 ) -> RunConfig:
-    """Settings of a phase on the expert's traces: Muon, a short warm-up, and a linear fall to a tenth."""
-    per_round = min(_UPDATES_PER_ROUND, phase.updates)
+    """Settings of a phase on the expert's traces.
+
+    Muon with a short warm-up and a linear fall to a tenth; constant where the end is not known beforehand.
+    """
+    per_round = rounds_of(phase, 0)[1]
+    has_end = phase.target is None
     raw: Raw = {
         "run": {"output": str(output), "seed": seed},
         "student": {"model": str(untrained)},
@@ -42,12 +46,12 @@ def supervised_config(
             "beta2": 0.95,
             "weight_decay": 0.0,
             "warmup_updates": min(20, phase.updates // 4),
-            "schedule": "linear",
-            "final_fraction": 0.1,
+            "schedule": "linear" if has_end else "constant",
+            "final_fraction": 0.1 if has_end else 0.0,
         },
         "rollout": {"max_trajectory_tokens": _MICROBATCH_TOKENS},
         "trainer": {
-            "rounds": phase.updates // per_round,
+            "rounds": rounds_of(phase, phase.updates)[0],
             "tasks_per_round": phase.minibatch * per_round,
             "minibatch_trajectories": phase.minibatch,
             "max_microbatch_tokens": _MICROBATCH_TOKENS,
@@ -56,6 +60,12 @@ def supervised_config(
         "checkpoint": {"every": 5, "keep_last": 1},
     }
     return config_from_dict(raw, base=Path())
+
+
+def rounds_of(phase: Supervised, updates: int) -> tuple[int, int]:
+    """Give the rounds that so many updates of a phase are, and the updates of one."""
+    per_round = min(_UPDATES_PER_ROUND, phase.updates if phase.target is None else phase.check_every)
+    return updates // per_round, per_round
 
 
 def cell_config(
