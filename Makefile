@@ -12,7 +12,7 @@ BENCH  ?=
 # cmake, ninja and clang-format of the pinned set come before those of the system.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-quick test check format ctest vllm pytest-vllm pytest aot cuda-compile bench bench-quick bench-pytest clean
+.PHONY: help setup demo demo-quick test check format ctest vllm pytest-vllm pytest pytest-main aot cuda-compile bench bench-quick bench-pytest clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -42,7 +42,10 @@ $(VLLM)/.installed: requirements-vllm.txt
 	echo "$(CURDIR)" > "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sod.pth"
 	touch $@
 
-test: check ctest pytest  ## Everything CI runs: style, types, imports, C++ tests, Python tests with coverage
+# The checks, the C++ tests and the tests on vLLM use one core each, so two of them run at a time.
+test: $(STAMP)  ## Everything CI runs: style, types, imports, C++ tests, Python tests with coverage
+	$(MAKE) --jobs=2 --output-sync=target check ctest pytest-vllm
+	$(MAKE) pytest-main
 
 check: $(STAMP)  ## Format, lint, types, import contracts, spelling
 	$(BIN)/ruff format --check .
@@ -66,7 +69,10 @@ pytest-vllm: $(STAMP) $(VLLM)/.installed  ## Python tests on vLLM, in process an
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm --cov --cov-report=
 
-pytest: $(STAMP) pytest-vllm  ## All Python tests with coverage (Triton interpreter, real sandbox, models and vLLM)
+pytest: pytest-vllm  ## All Python tests with coverage (Triton interpreter, real sandbox, models and vLLM)
+	$(MAKE) pytest-main
+
+pytest-main: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --benchmark-disable \
 		--cov --cov-append --cov-report=term-missing:skip-covered --cov-fail-under=95
 

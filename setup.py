@@ -29,6 +29,16 @@ def write_record(target: Path, reasons: dict[str, str]) -> None:
     (target / "build_record.json").write_text(json.dumps(reasons, indent=1) + "\n")
 
 
+def run_and_keep(command: list[str], log: Path) -> None:
+    """Run a build and keep what it says, which is shown as it comes; raise CalledProcessError if it fails."""
+    with log.open("w") as kept, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            kept.write(line)
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
 class PurePython(build_py):
     """Without native libraries: records that this was wanted."""
 
@@ -72,7 +82,7 @@ class CMakeBuild(build_ext):
         configure = [cmake, "-S", str(ROOT), "-B", str(build), "--fresh", "-DSOD_BUILD_TESTS=OFF"]
         try:
             subprocess.run([*configure, *generator, *options], check=True)
-            subprocess.run([cmake, "--build", str(build), "--parallel"], check=True)
+            run_and_keep([cmake, "--build", str(build), "--parallel"], target / "build_log.txt")
         except subprocess.CalledProcessError as error:
             stage = "compile" if "--build" in error.cmd else "configure (is there a C++17 compiler?)"
             return f"CMake failed to {stage}; see the output of: SOD_BUILD_NATIVE=1 pip install -v ."

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ARCHITECTURES = ("80", "90", "100")
-SOURCES = ("forward.cu", "backward.cu", "log_probs.cu", "step_sums.cu")
-_HERE = Path(__file__).resolve().parent
+_ROOT = Path(__file__).resolve().parents[2]
+_BUILD_LOG = _ROOT / "sod_kernels" / "native" / "build_log.txt"
 _ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)\w?'")
 _SPILLS = re.compile(
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
@@ -66,11 +65,16 @@ def parse_usage(report: str) -> list[KernelUsage]:
     """Read the assembler's verbose report.
 
     Args:
-        report: Standard error of `nvcc -Xptxas -v`.
+        report: What a build with `nvcc -Xptxas -v` said.
 
     Returns:
         One entry per kernel and architecture, in the order of the report.
+
+    Raises:
+        RuntimeError: The report holds a warning.
     """
+    if "warning" in report:
+        raise RuntimeError(f"The compiler warned:\n{report}")
     found: list[dict[str, str]] = []
     for line in report.splitlines():
         if match := _ENTRY.search(line):
@@ -90,43 +94,41 @@ def parse_usage(report: str) -> list[KernelUsage]:
     ]
 
 
-def compile_kernels(nvcc: str, architectures: Sequence[str] = ARCHITECTURES) -> list[KernelUsage]:
-    """Compile every CUDA source for every architecture.
-
-    Args:
-        nvcc: Path of the compiler.
-        architectures: Compute capabilities without the dot.
+def compile_kernels() -> str:
+    """Compile every CUDA source for every architecture, as the CUDA module is built.
 
     Returns:
-        What each kernel uses.
+        What the compiler said.
 
     Raises:
-        RuntimeError: The compiler failed or warned; the message holds its words.
+        RuntimeError: The compiler failed; the message holds its words.
     """
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
-    includes = ["-I", str(_HERE.parent), "-I", str(_HERE.parent / "include")]
-    usage = []
     with tempfile.TemporaryDirectory() as folder:
-        for source in SOURCES:
-            command = [
-                nvcc,
-                "-std=c++17",
-                "-O3",
-                "-c",
-                "-Xptxas",
-                "-v",
-                *includes,
-                *targets,
-                str(_HERE / source),
-            ]
-            result = subprocess.run(
-                [*command, "-o", str(Path(folder) / "kernels.o")], capture_output=True, text=True, check=False
-            )
-            report = result.stdout + result.stderr
-            if result.returncode != 0 or "warning" in report:
-                raise RuntimeError(f"nvcc failed or warned on {source}:\n{report}")
-            usage += parse_usage(report)
-    return usage
+        configure = ["cmake", "-S", str(_ROOT), "-B", folder, "-G", "Ninja", "-DSOD_BUILD_TESTS=OFF"]
+        for command in (
+            [*configure, "-DSOD_BUILD_CUDA=ON"],
+            ["cmake", "--build", folder, "--target", "sod_cuda"],
+        ):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+def read_build_log(log: Path = _BUILD_LOG) -> str | None:
+    """Read what the compiler said when the installed modules were built.
+
+    Args:
+        log: Where setup.py kept it.
+
+    Returns:
+        Its words, or None if there are none on CUDA sources, or a source has changed since.
+    """
+    sources = [*_ROOT.glob("csrc/**/*.cu"), *_ROOT.glob("csrc/**/*.cuh"), *_ROOT.glob("csrc/**/*.h")]
+    if not log.exists() or log.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        return None
+    report = log.read_text()
+    return report if "ptxas info" in report else None
 
 
 def main() -> int:
@@ -135,11 +137,10 @@ def main() -> int:
     Returns:
         The exit status: 0, 1 if a kernel spills, 2 without nvcc.
     """
-    nvcc = find_nvcc()
-    if nvcc is None:
+    if find_nvcc() is None:
         print("nvcc was not found on PATH or in /usr/local/cuda/bin.", file=sys.stderr)
         return 2
-    usage = compile_kernels(nvcc)
+    usage = parse_usage(compile_kernels())
     print(f"{'arch':>6} {'registers':>9} {'shared':>7} {'spilled':>8}  kernel")
     for entry in usage:
         figures = f"{entry.registers:>9} {entry.shared_bytes:>7} {entry.spill_bytes:>8}"

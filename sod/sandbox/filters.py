@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from functools import cache
 
 import pyseccomp
 
@@ -94,6 +95,7 @@ def _export(program: pyseccomp.SyscallFilter) -> bytes:
         return file.read()
 
 
+@cache
 def base_filter() -> bytes:
     """Return the program that bubblewrap installs before anything of ours runs inside.
 
@@ -115,6 +117,7 @@ def base_filter() -> bytes:
     return _export(program)
 
 
+@cache
 def code_filter() -> bytes:
     """Return the program for the user's code: a list of what is allowed, all else fails.
 

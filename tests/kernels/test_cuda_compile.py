@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -45,11 +46,27 @@ def test_the_report_is_read_right() -> None:
     assert first.kernel.startswith("first")
 
 
+def test_a_warning_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="compiler warned"):
+        compile_check.parse_usage("forward.cu(3): warning #177-D: variable was declared but never referenced")
+
+
+def test_a_build_log_counts_only_while_no_source_is_newer(tmp_path: Path) -> None:
+    log = tmp_path / "build_log.txt"
+    assert compile_check.read_build_log(log) is None
+    log.write_text(_REPORT)
+    assert compile_check.read_build_log(log) == _REPORT
+    os.utime(log, (0, 0))
+    assert compile_check.read_build_log(log) is None
+    log.write_text("[1/9] Building CXX object\n")
+    assert compile_check.read_build_log(log) is None
+
+
 @pytest.mark.aot
 @pytest.mark.slow
 @pytest.mark.skipif(compile_check.find_nvcc() is None, reason="nvcc is not installed")
 def test_no_kernel_spills_on_any_architecture() -> None:
-    usage = compile_check.compile_kernels(compile_check.find_nvcc())
+    usage = compile_check.parse_usage(compile_check.read_build_log() or compile_check.compile_kernels())
     for arch in ("80", "90", "100"):
         kernels = [entry for entry in usage if entry.arch == arch]
         # Three dtypes, aligned rows or not, forward and backward: of three divergences with a reference or

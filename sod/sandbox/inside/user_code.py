@@ -15,7 +15,10 @@ import sys
 import threading
 import traceback
 import types
-from typing import NoReturn, TextIO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, TextIO
 
 FILE_NAME = "<code>"
 # Later pieces of a session are "<code 2>" and so on: a traceback through an earlier one shows its lines.
