@@ -54,7 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def work(options: argparse.Namespace) -> int:
     """Do everything that is left, in this process; 130 after a signal, 2 after an error."""
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         grid = load_grid(tuple(options.grid), options.file)
         plan = Plan(grid, options.output, PausingDisplay(options.pause_file))

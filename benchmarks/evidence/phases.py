@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.evidence.grid import TEACHERS, Cell, Grid, Supervised
 from benchmarks.evidence.jobs import Job
@@ -116,10 +116,8 @@ class Plan:
         phase = self._grid.size.student if role == "cold" else self._grid.size.teacher
         untrained, traces, run = folder / "untrained", folder / "traces.jsonl.gz", folder / "run"
         if not traces.is_file():
-            tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
-                self._root / DATA / "tokenizer"
-            )
-            self._untrained(phase, tokenizer, derive_seed(seed, role, "weights"), untrained)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(self._root / DATA / "tokenizer")
+            self._untrained(phase, tokenizer, derive_seed(seed, f"{role}/weights"), untrained)
             has_faults = role == "cold" or TEACHERS[kind]
             made = make_traces(
                 self._grid.world,

@@ -94,7 +94,7 @@ def _table(evidence: Evidence, setting: Setting, titles: Titles) -> str:
     cold = {seed: evidence.cold[seed] for seed in seeds if seed in evidence.cold}
     teachers = evidence.teachers[setting.teacher]
     teacher = {seed: teachers[seed] for seed in seeds if seed in teachers}
-    rows = {"teacher": teacher, "cold start": cold}
+    rows: dict[str, Mapping[int, Mapping[str, Any]]] = {"teacher": teacher, "cold start": cold}
     rows |= {titles.get(name, name): results for name, results in _ordered(setting, titles)}
     header = ["", *(f"seed {seed}" for seed in seeds), "mean", "− cold start", "− OPD", "seeds"]
     header += ["with faults" if other == "faulty" else "without faults", "retries"]

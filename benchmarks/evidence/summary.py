@@ -142,7 +142,7 @@ def success(reading: str) -> Callable[[Mapping[str, Any]], float]:
 def retry_rate(result: Mapping[str, Any]) -> float:
     """Read how often a faulted call was repeated at once, in per cent; held-out questions with faults."""
     reading = result["faulty"]
-    return 100.0 * reading["retries"] / max(1, reading["faults"])
+    return 100.0 * float(reading["retries"]) / max(1, int(reading["faults"]))
 
 
 def curve(results: Results) -> tuple[list[int], list[Estimate]]:
