@@ -150,6 +150,10 @@ def evaluate(
     config: ConfigPath,
     checkpoint: Checkpoint = None,
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file too.")] = None,
+    attempts: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the attempts; an evaluation that was cut short goes on from there."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a student on the held-out tasks ([data] eval), sampled as [evaluation] says."""
@@ -159,7 +163,7 @@ def evaluate(
 
         settings = commands.with_checkpoint(load_config(config, overrides or []), checkpoint)
         with _bar("evaluation") as report:
-            result = commands.evaluate(settings, report)
+            result = commands.evaluate(settings, report, attempts=attempts)
         table = Table("metric", "value")
         for key, value in result.metrics.items():
             table.add_row(key, f"{value:.4g}")

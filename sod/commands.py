@@ -17,6 +17,7 @@ from sod.config_algorithms import SODSection
 from sod.config_teachers import TeacherSection
 from sod.errors import DataError
 from sod.evaluate import EvalResult
+from sod.loop.parts import evaluate_in_parts
 from sod.loop.sampling import Progress, make_runner, make_sampler
 from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer
 from sod.rollout.store import read_trajectories
@@ -35,12 +36,16 @@ def with_checkpoint(config: RunConfig, checkpoint: Path | None) -> RunConfig:
     return replace(config, student=replace(student, model=model, revision=None))
 
 
-def evaluate(config: RunConfig, progress: Progress | None = None) -> EvalResult:
+def evaluate(
+    config: RunConfig, progress: Progress | None = None, *, attempts: Path | None = None
+) -> EvalResult:
     """Evaluate the student of a configuration on its held-out tasks.
 
     Args:
         config: The settings; `[evaluation]` says how to sample.
         progress: Called with trajectories done and in all.
+        attempts: Folder where the attempts are kept, a part at a time, and taken from if they are there; None
+            keeps none.
 
     Returns:
         The result.
@@ -49,7 +54,9 @@ def evaluate(config: RunConfig, progress: Progress | None = None) -> EvalResult:
         SodError: Whatever is missing or does not fit.
     """
     with _Policy(config, "eval") as policy:
-        return policy.sampler.evaluate(policy.parts.tasks, 0, progress)
+        if attempts is None:
+            return policy.sampler.evaluate(policy.parts.tasks, 0, progress)
+        return evaluate_in_parts(policy.sampler, policy.parts.tasks, attempts, progress)
 
 
 def rollout(

@@ -63,7 +63,21 @@ class DataSection(Section):
     answer_column: str = "answer"
     """Column with the ground truth that the reward compares to; "" where the environment needs none."""
     form: Literal[
-        "plain", "nq", "triviaqa", "hotpotqa", "2wiki", "musique", "bamboogle", "popqa", "golden_answers"
+        "plain",
+        "nq",
+        "triviaqa",
+        "hotpotqa",
+        "2wiki",
+        "musique",
+        "bamboogle",
+        "popqa",
+        "golden_answers",
+        "aime",
+        "math500",
+        "gsm8k",
+        "gpqa",
+        "livecodebench",
+        "open_agentrl",
     ] = "plain"
     """"plain" has the columns named above; the others are published sets with columns of their own."""
     train_limit: Annotated[int, Above(0)] | None = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from sod.estimators import bootstrap_error, pass_at_k
+from sod.estimators import bootstrap_error, majority_at_k, pass_at_k
 from sod.types import Drift, Trajectory
+
+_PASS_AT = re.compile(r"eval/pass@(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class EvalResult:
             f"{self.metrics['eval/tasks']:.0f} tasks, "
             f"{self.metrics['eval/errors_per_trajectory']:.2f} errors per trajectory"
         )
-        sizes = [int(key.removeprefix("eval/pass@")) for key in self.metrics if key[10:].isdigit()]
+        sizes = [int(found[1]) for key in self.metrics if (found := _PASS_AT.fullmatch(key))]
         if not sizes:
             return text
         k = max(sizes)
@@ -42,18 +45,21 @@ class EvalResult:
         return f"{text}, pass@{k} {self.metrics[f'eval/pass@{k}']:.3f} ± {error:.3f}"
 
 
-def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
+def summarise(trajectories: Sequence[Trajectory], answers: Sequence[str | None] | None = None) -> EvalResult:
     """Sum up the attempts of an evaluation.
 
     Args:
         trajectories: All attempts; those at one task share their `group_id`.
+        answers: Final answer of each attempt, None for an attempt without one; needed for a majority.
 
     Returns:
         Means, and the standard error over tasks (attempts at one task are not independent).
     """
     by_task: dict[int, list[float]] = {}
-    for trajectory in trajectories:
+    answers_by_task: dict[int, list[str | None]] = {}
+    for index, trajectory in enumerate(trajectories):
         by_task.setdefault(trajectory.group_id, []).append(float(trajectory.is_success))
+        answers_by_task.setdefault(trajectory.group_id, []).append(answers[index] if answers else None)
     means = [math.fsum(values) / len(values) for values in by_task.values()]
     mean = math.fsum(means) / max(1, len(means))
     spread = math.fsum((value - mean) ** 2 for value in means)
@@ -65,12 +71,14 @@ def summarise(trajectories: Sequence[Trajectory]) -> EvalResult:
         for key, value in rollout_metrics(trajectories).items()
     }
     metrics |= {"eval/success_mean": mean, "eval/success_stderr": stderr, "eval/tasks": float(len(means))}
-    metrics |= _pass_metrics(list(by_task.values()))
+    metrics |= _attempt_metrics(list(by_task.values()), list(answers_by_task.values()))
     return EvalResult(success_mean=mean, success_stderr=stderr, metrics=metrics, trajectories=trajectories)
 
 
-def _pass_metrics(by_task: Sequence[Sequence[float]]) -> dict[str, float]:
-    """pass@k with bootstrap errors, for k = 2, 4, 8 ... and the attempts that every task has."""
+def _attempt_metrics(
+    by_task: Sequence[Sequence[float]], answers: Sequence[Sequence[str | None]]
+) -> dict[str, float]:
+    """pass@k and maj@k for k = 2, 4, 8 ... and n, the attempts of every task; average@n; with errors."""
     num_attempts = min((len(values) for values in by_task), default=0)
     sizes = {2**power for power in range(1, num_attempts.bit_length()) if 2**power <= num_attempts}
     metrics: dict[str, float] = {}
@@ -78,6 +86,15 @@ def _pass_metrics(by_task: Sequence[Sequence[float]]) -> dict[str, float]:
         values = [pass_at_k(len(solved), round(sum(solved)), k) for solved in by_task]
         metrics[f"eval/pass@{k}"] = fmean(values)
         metrics[f"eval/pass@{k}_stderr"] = bootstrap_error(values)
+        if any(answer is not None for task in answers for answer in task):
+            pairs = zip(answers, by_task, strict=True)
+            values = [majority_at_k(given, [one > 0 for one in solved], k) for given, solved in pairs]
+            metrics[f"eval/maj@{k}"] = fmean(values)
+            metrics[f"eval/maj@{k}_stderr"] = bootstrap_error(values)
+    if num_attempts > 1:
+        means = [fmean(solved) for solved in by_task]
+        metrics[f"eval/average@{num_attempts}"] = fmean(means)
+        metrics[f"eval/average@{num_attempts}_stderr"] = bootstrap_error(means)
     return metrics
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sod.data import read_rows
 from sod.errors import DataError
+from sod.exams import AGENT_RL, EXAMS, load_exam
 from sod.types import Task
 
 
@@ -104,7 +105,7 @@ def load_questions(path: str | Path, form: str, *, limit: int | None = None) -> 
 
     Args:
         path: A `.jsonl`, `.parquet` or `.json` (one list) file.
-        form: One of `FORMS`.
+        form: One of `FORMS`, or of the examinations of `sod.exams`.
         limit: Number of rows read from the start; None reads all.
 
     Returns:
@@ -114,8 +115,11 @@ def load_questions(path: str | Path, form: str, *, limit: int | None = None) -> 
         DataError: The form is unknown, the file cannot be read, a row has other columns, or an id occurs
             twice.
     """
+    if form in EXAMS or form == AGENT_RL:
+        return load_exam(path, form, limit=limit)
     if form not in FORMS:
-        raise DataError(f"load_questions: form is {form!r}; choose one of {', '.join(FORMS)}.")
+        known = ", ".join((*FORMS, *EXAMS, AGENT_RL))
+        raise DataError(f"load_questions: form is {form!r}; choose one of {known}.")
     source, kind = Path(path), FORMS[form]
     tasks: dict[str, Task] = {}
     for number, row in read_rows(source, "load_questions", limit):

@@ -19,6 +19,8 @@ from sod.types import Task
 Reward = Callable[[Task, str], float]
 """Scores the final text of an attempt at a task, usually in [0, 1]."""
 
+# A letter that begins no word, in a bracket or a LaTeX command or bare.
+_LETTER = re.compile(r"\s*(?:\\(?:text|mathrm|textbf|mathbf)\{)?\s*\(?([A-Za-z])(?![A-Za-z])")
 # A sign right behind a digit is an operator: "3-5" ends with 5.
 _NUMBER = re.compile(
     r"(?:(?<![\d.])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
@@ -105,6 +107,23 @@ def boxed(task: Task, text: str) -> float:
     return float(found is not None and found.strip() == (answer if wanted is None else wanted).strip())
 
 
+def letter(task: Task, text: str) -> float:
+    r"""Score the choice in the last `\boxed{}`, however it is dressed: C, (c), \text{C}, "C) 4 m".
+
+    Args:
+        task: Has `fields["answer"]`, one capital letter.
+        text: The final answer; without a closed box it scores 0.
+
+    Returns:
+        1.0 or 0.0.
+
+    Raises:
+        DataError: The task has no answer.
+    """
+    found = _LETTER.match(last_boxed(text) or "")
+    return float(found is not None and found.group(1).upper() == _answer(task).strip())
+
+
 def qa_exact(task: Task, text: str) -> float:
     """Score equality of words with any of the answers: case, punctuation, articles and spaces aside.
 
@@ -178,17 +197,46 @@ class CodeReward:
         return float(share == 1.0) if self._needs_all else share
 
 
+class TaskReward:
+    """Scores each answer by the reward that its task names in `fields["grader"]`.
+
+    Args:
+        sandbox: Where programs run; the caller closes it.
+        timeout_s: Deadline of one test in seconds.
+    """
+
+    def __init__(self, sandbox: Sandbox, *, timeout_s: float = 10.0) -> None:
+        self._sandbox = sandbox
+        self._timeout_s = timeout_s
+
+    def __call__(self, task: Task, text: str) -> float:
+        """Score an answer.
+
+        Raises:
+            DataError: The task names no grader.
+            ConfigError: There is no such reward.
+        """
+        grader = task.fields.get("grader")
+        if not isinstance(grader, str) or grader == "by_task":
+            raise DataError(
+                f'reward "by_task": fields["grader"] of task {task.task_id!r} is {grader!r}; wanted the name '
+                "of a reward, add such a column or set [data] form."
+            )
+        return get_reward(grader, self._sandbox, timeout_s=self._timeout_s)(task, text)
+
+
 REWARDS: dict[str, Reward] = {
     "exact": exact,
     "number": number,
     "math": math,
     "boxed": boxed,
+    "letter": letter,
     "qa_exact": qa_exact,
     "f1": f1,
 }
 """The rewards that need nothing but the task and the text."""
-SANDBOX_REWARDS = ("code", "code_all")
-"""The rewards that run a program: the share of tests passed; 1 for all and else 0."""
+SANDBOX_REWARDS = ("code", "code_all", "by_task")
+"""The rewards that may run a program: the share of tests passed; 1 for all and else 0; what the task says."""
 
 
 def get_reward(name: str, sandbox: Sandbox | None = None, *, timeout_s: float = 10.0) -> Reward:
@@ -211,6 +259,8 @@ def get_reward(name: str, sandbox: Sandbox | None = None, *, timeout_s: float = 
                 f"get_reward: {name!r} runs programs, but sandbox is None; pass a LocalSandbox or a "
                 "SandboxFusionClient."
             )
+        if name == "by_task":
+            return TaskReward(sandbox, timeout_s=timeout_s)
         return CodeReward(sandbox, timeout_s=timeout_s, needs_all=name == "code_all")
     if name not in REWARDS:
         names = sorted((*REWARDS, *SANDBOX_REWARDS))

@@ -3,7 +3,7 @@
 A teacher that has only ever seen perfect attempts is useless after its student's first error, so an expert
 attempt may contain wrong calls, each followed by the correct one. The wrong turns are marked as not trained:
 the teacher learns what to do after an error, not to make it. The expert only writes; what the tools answer
-comes from running them.
+comes from running them. Where a question calls items by codes, the expert says the code before the call.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _plan(question: Question) -> Iterator[tuple[str, _Spoil]]:
         if amount.is_of_rival:
             yield lookup_call(item, "rival"), partial(_wrong_lookup, question, item, "rival")
             item = str(question.table[item]["rival"])
-        yield lookup_call(item, amount.field), partial(_wrong_lookup, question, item, amount.field)
+        # Said aloud, a code is copied first and then known by heart: two easy things in place of a hard one.
+        spoil = partial(_wrong_lookup, question, item, amount.field, spoken=amount.code)
+        yield amount.code + lookup_call(item, amount.field), spoil
     if question.signs:
         yield python_call(question.expression), partial(_wrong_python, question.expression)
 
@@ -98,15 +100,17 @@ def _call(name: str, arguments: dict[str, str]) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
-def _wrong_lookup(question: Question, item: str, field: str, generator: random.Random) -> ExpertTurn:
+def _wrong_lookup(
+    question: Question, item: str, field: str, generator: random.Random, *, spoken: str = ""
+) -> ExpertTurn:
     mistake = generator.choice(("unknown_item", "unknown_field", "broken_json"))
     if mistake == "unknown_item":
         absent = [name for name in ITEMS if name not in question.table]
-        return ExpertTurn(text=lookup_call(generator.choice(absent), field), mistake=mistake)
+        return ExpertTurn(text=spoken + lookup_call(generator.choice(absent), field), mistake=mistake)
     if mistake == "unknown_field":
         wrong = generator.choice(_WRONG_FIELDS)
-        return ExpertTurn(text=lookup_call(item, wrong), mistake=mistake)
-    return ExpertTurn(text=_broken(generator, lookup_call(item, field)), mistake=mistake)
+        return ExpertTurn(text=spoken + lookup_call(item, wrong), mistake=mistake)
+    return ExpertTurn(text=spoken + _broken(generator, lookup_call(item, field)), mistake=mistake)
 
 
 def _wrong_python(expression: str, generator: random.Random) -> ExpertTurn:

@@ -90,7 +90,7 @@ def with_retries(turns: Sequence[ExpertTurn], faults: LedgerFaults, task_id: str
     number = 0
     for turn in turns:
         written.append(turn)
-        if turn.mistake or not turn.text.startswith(_CALL):
+        if turn.mistake or _CALL not in turn.text:
             continue
         while faults.kind(task_id, number) != "none":
             number += 1

@@ -27,8 +27,11 @@ class ToolsSection(EnvironmentSection):
     """Name of the environment."""
     tools: tuple[str, ...] = ("python",)
     """Tools on offer: "python", or "module:function" for a function of your own."""
-    reward: Literal["math", "number", "exact", "boxed", "qa_exact", "f1", "code", "code_all"] = "math"
-    """How an answer is compared to the ground truth; "code" and "code_all" run its tests in the sandbox."""
+    reward: Literal[
+        "math", "number", "exact", "boxed", "letter", "qa_exact", "f1", "code", "code_all", "by_task"
+    ] = "math"
+    """How an answer is compared to the ground truth; "code" and "code_all" run its tests in the sandbox,
+    "by_task" does what each task's `grader` says."""
     success_threshold: float = 1.0
     """Reward from which on a trajectory counts as solved."""
     max_errors_in_a_row: Annotated[int, Above(0)] | None = None

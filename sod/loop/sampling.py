@@ -20,6 +20,7 @@ from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
 from sod.evaluate import EvalResult, summarise
 from sod.reward_shaping import shape_rewards
+from sod.rewards import last_boxed
 from sod.rollout.collector import RolloutLimits, collect
 from sod.rollout.history import History
 from sod.rollout.privilege import Privilege, privilege_of
@@ -107,9 +108,15 @@ class Sampler:
         """Evaluate on held-out tasks; `round_index` seeds the draws where they are not greedy."""
         settings = self.config.evaluation
         seed = derive_seed(self.config.run.seed, "evaluation", round_index)
-        return summarise(
-            self._collect(tasks, settings.temperature, settings.top_p, settings.num_samples, seed, progress)
+        attempts = self._collect(
+            tasks, settings.temperature, settings.top_p, settings.num_samples, seed, progress
         )
+        return summarise(attempts, self.answers(attempts))
+
+    def answers(self, attempts: Sequence[Trajectory]) -> list[str | None]:
+        """Read the final answer in the box of each attempt; None where there is none."""
+        finals = [self.renderer.parse(attempt.turns[-1].sampled_ids) for attempt in attempts]
+        return [None if final.calls else last_boxed(final.content) for final in finals]
 
     def _collect(
         self,

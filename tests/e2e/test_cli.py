@@ -10,9 +10,11 @@ import pytest
 from arithmetic import sft_toml
 from typer.testing import CliRunner
 
-from sod import cli
+from sod import cli, commands
+from sod.config_file import load_config
+from sod.loop import parts
 from sod.loop.display import Display
-from sod.rollout.store import read_trajectories
+from sod.rollout.store import read_trajectories, write_trajectories
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,6 +32,45 @@ def sod(monkeypatch):
         return result
 
     return run
+
+
+def test_an_evaluation_that_was_cut_short_goes_on(sod, arithmetic, tmp_path, monkeypatch):
+    toml, folder, numbers = arithmetic.toml("parts"), tmp_path / "attempts", tmp_path / "eval.json"
+    # Eight tasks, three at a time.
+    settings = ["--set", "rollout.max_batch=3", "--attempts", folder, "--output", numbers]
+    whole = sod("eval", toml, "--set", "rollout.max_batch=3", "--output", numbers)
+    metrics = json.loads(numbers.read_text())
+    assert whole.exit_code == 0
+
+    writes = []
+
+    def write_two(path, part):
+        if len(writes) == 2:
+            raise KeyboardInterrupt
+        writes.append(path)
+        write_trajectories(path, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "write_trajectories", write_two)
+        with pytest.raises(KeyboardInterrupt):
+            commands.evaluate(load_config(toml, ["rollout.max_batch=3"]), attempts=folder)
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("part_*")}
+    assert len(kept) == 2
+    sod("eval", toml, *settings)
+    # Greedy attempts are those of an evaluation in one piece, and what was there was not made again.
+    assert json.loads(numbers.read_text()) == metrics
+    assert len(list(folder.glob("part_*"))) == 3
+    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
+
+    said = sod("eval", toml, *settings, "--set", "evaluation.temperature=0.5", code=2).output
+    assert "holds attempts of other settings, in [evaluation]" in said
+    other = folder / "part_00000.jsonl.gz"
+    other.write_bytes((folder / "part_00002.jsonl.gz").read_bytes())
+    assert "holds attempts at other tasks" in sod("eval", toml, *settings, code=2).output
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    said = sod("eval", toml, "--attempts", tmp_path / "full", code=2).output
+    assert "is not empty; give a new folder for --attempts" in said
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "rollout", "score", "demo"])

@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from sod.estimators import bootstrap_error, pass_at_k
+from sod.estimators import bootstrap_error, majority_at_k, pass_at_k
 from sod.evaluate import summarise
 from sod.types import Trajectory, Turn
 
@@ -37,6 +37,33 @@ def test_the_bootstrap_agrees_with_the_standard_error_of_a_mean():
     assert math.isnan(bootstrap_error([1.0]))
 
 
+def test_a_majority_is_counted_over_all_subsets():
+    # Of the three pairs, one agrees on the right answer and two are split between right and wrong.
+    assert majority_at_k(["4", "4", "5"], [True, True, False], 2) == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert majority_at_k(["4", "4", "5"], [True, True, False], 3) == 1.0
+    assert majority_at_k(["4", "4", "5"], [True, True, False], 1) == pytest.approx(2 / 3)
+    # The wrong answer wins where the right ones do not agree.
+    assert majority_at_k(["5", "5", "a", "b"], [False, False, True, True], 4) == 0.0
+    # Who has no answer does not vote; nobody's vote is no success.
+    assert majority_at_k([None, None, "4"], [False, False, True], 3) == 1.0
+    assert majority_at_k([None, None], [False, False], 2) == 0.0
+
+
+def test_many_subsets_are_drawn_and_the_draws_repeat():
+    answers = [str(index % 3) for index in range(24)]
+    is_right = [answer == "0" for answer in answers]
+    value = majority_at_k(answers, is_right, 5)
+    assert value == majority_at_k(answers, is_right, 5)
+    # By symmetry between the three answers.
+    assert value == pytest.approx(1 / 3, abs=0.1)
+
+
+@pytest.mark.parametrize(("answers", "k"), [(["a"], 2), (["a"], 0), (["a", "b"], 1)])
+def test_votes_that_do_not_fit_are_refused(answers, k):
+    with pytest.raises(ValueError, match=f"majority_at_k: k={k}, {len(answers)} answers, 1 is_right; wanted"):
+        majority_at_k(answers, [True], k)
+
+
 def attempts(*solved):
     turn = Turn(context_ids=(1,), sampled_ids=(2,))
     return [
@@ -52,6 +79,21 @@ def test_an_evaluation_reports_it():
     assert result.metrics["eval/pass@4"] == pytest.approx(2 / 3)
     assert result.metrics["eval/pass@4_stderr"] > 0
     assert result.describe().endswith(f"pass@4 0.667 ± {result.metrics['eval/pass@4_stderr']:.3f}")
+
+
+def test_answers_give_a_majority_beside_the_average():
+    made = attempts([1, 0, 0, 0], [1, 1, 0, 1])
+    plain = summarise(made)
+    assert plain.metrics["eval/average@4"] == pytest.approx(0.5)
+    assert plain.metrics["eval/average@4_stderr"] > 0
+    assert not any("maj@" in key for key in plain.metrics)
+    voted = summarise(made, ["7", "8", "8", None, "7", "7", "8", "7"])
+    assert voted.metrics["eval/maj@4"] == pytest.approx((0 + 1) / 2)
+    assert voted.metrics["eval/maj@4_stderr"] > 0
+    # 16 attempts and more have keys of their own, which a line about pass@k must not trip over.
+    many = summarise(attempts([1] * 16), ["7"] * 16)
+    assert many.metrics["eval/maj@16"] == 1.0
+    assert "pass@16 1.000" in many.describe()
 
 
 def test_one_attempt_per_task_has_none():

@@ -102,7 +102,7 @@ def test_the_expert_repeats_a_call_until_it_is_answered():
     number, current = 0, next(right)
     for turn in written:
         assert turn == current
-        if turn.text.startswith("<tool_call>"):
+        if "<tool_call>" in turn.text:
             current = turn if FAULTS.kind("task-8", number) != "none" else next(right)
             number += 1
     assert len(written) > len(turns)
