@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sod.algorithms import LossContext, make_algorithm
-from sod.config import RolloutSection, RunConfig, RunSection, TeacherSection, TrainerSection
+from sod.config import RolloutSection, RunConfig, RunSection, TrainerSection
 from sod.config_algorithms import OPDSection, SODSection
 from sod.config_simct import SimCTSection
-from sod.config_teachers import VLLMTeacherSection
+from sod.config_teachers import TeacherSection, VLLMTeacherSection
 from sod.errors import ConfigError, TrainingError
 from sod.loop.scores import check_scores
 from sod.packing import pack
