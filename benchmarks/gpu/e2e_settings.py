@@ -20,10 +20,10 @@ from sod.config import (
     RunConfig,
     RunSection,
     StudentSection,
-    TeacherSection,
     TrainerSection,
 )
 from sod.config_algorithms import AlgorithmSection, OPDSection, SFTSection, SODSection, STMSection
+from sod.config_teachers import TeacherSection
 from sod.demo.settings import ModelSize
 
 METHODS: dict[str, AlgorithmSection] = {
