@@ -145,7 +145,9 @@ class KeptTeacher:
         return scores
 
     def _write(self, made: Mapping[bytes, TopScores | None]) -> None:
-        packed = [(key, _packed(scores)) for key, scores in made.items() if scores is not None]
+        # A broken teacher is not kept: it stops the run, and is asked again once it is mended.
+        sound = {key: scores for key, scores in made.items() if scores and not scores.log_probs.isnan().any()}
+        packed = [(key, _packed(scores)) for key, scores in sound.items()]
         with self._connection() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)",

@@ -145,6 +145,18 @@ def test_a_damaged_entry_is_found_and_made_again(tmp_path, damage):
     again.close()
 
 
+def test_what_is_no_number_is_not_kept(tmp_path):
+    teacher, (batch, _) = LocalTeacher(model_of(1)), batch_of(8)
+    keeping = kept(tmp_path, teacher)
+    with torch.no_grad():
+        teacher.model.model.norm.weight.fill_(float("nan"))
+        assert keeping.top_scores(batch).log_probs.isnan().any()
+        teacher.model.model.norm.weight.fill_(1.0)
+    assert keeping.top_scores(batch).log_probs.isfinite().any()
+    assert keeping.num_asked == 2
+    keeping.close()
+
+
 def test_a_file_that_is_no_file_of_scores_is_named(tmp_path):
     (tmp_path / SCORES_FILE).write_bytes(b"something else that is long enough to be looked at" * 100)
     keeping = kept(tmp_path, LocalTeacher(model_of(1)))
