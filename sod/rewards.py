@@ -120,8 +120,8 @@ def letter(task: Task, text: str) -> float:
     Raises:
         DataError: The task has no answer.
     """
-    found = _LETTER.match(last_boxed(text) or "")
-    return float(found is not None and found.group(1).upper() == _answer(task).strip())
+    wanted, found = _answer(task).strip(), _LETTER.match(last_boxed(text) or "")
+    return float(found is not None and found.group(1).upper() == wanted)
 
 
 def qa_exact(task: Task, text: str) -> float:

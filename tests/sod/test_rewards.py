@@ -170,7 +170,7 @@ def test_an_answer_without_number_is_named():
 def test_unknown_rewards_name_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown reward 'maths', .*did you mean 'math'"):
         get_reward("maths")
-    with pytest.raises(ConfigError, match=r"wanted one of \['boxed', 'code', .*'qa_exact'\]\.$"):
+    with pytest.raises(ConfigError, match=r"wanted one of \['boxed', 'by_task', 'code', .*'qa_exact'\]\.$"):
         get_reward("zzz")
 
 
