@@ -174,7 +174,10 @@ class TokenizerPair:
                 )
             result += [*self._encode_bytes(index, run), self._partners[token]]
             run = b""
-        return (*result, *self._encode_bytes(index, run))
+        result += self._encode_bytes(index, run)
+        if not result:
+            raise TranslationError(f"turn {index}: the student wrote nothing but the space before a text")
+        return tuple(result)
 
     def _encode_bytes(self, index: int, spelled: bytes) -> list[int]:
         """Text as the teacher tokenises it; bytes that are no character as its tokens of one byte."""

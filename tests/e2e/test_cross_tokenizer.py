@@ -80,7 +80,7 @@ def test_a_teacher_with_another_tokenizer_teaches_through_tool_turns(unbroken, m
     assert min(weights) < 1.0 < max(weights) <= 1.5
     assert all(row["divergence"] > 0 for row in steps)
     assert {row["step"] for row in steps} >= {0, 1}
-    stored = read_trajectories(result.folder / "trajectories" / "round_00000.jsonl.gz")
+    stored = read_trajectories(result.folder / "trajectories" / "round_0000.jsonl.gz")
     observed = [turn.messages for one in stored for turn in one.turns[1:]]
     assert {message["role"] for messages in observed for message in messages} <= {"tool", "user"}
     assert any("tokenizers: shared text tokens" in line for line in lines)

@@ -201,6 +201,15 @@ def without_bytes(pair):
     return TokenizerPair(vocab_map, pair.student_tokenizer, pair.teacher_tokenizer, pair.teacher)
 
 
+def test_a_turn_of_nothing_but_the_space_before_a_text_cannot_be_translated():
+    renderer, pair = make_sides(*SIDES["bytes for pieces"])
+    trajectory = rolled_out(pair, renderer, [(spelling(pair, b" "), True, ())])
+    with pytest.raises(
+        TranslationError, match="turn 0: the student wrote nothing but the space before a text"
+    ):
+        pair.translate(trajectory)
+
+
 FAILURES = {
     "a byte that the teacher has not": (
         lambda pair: spelling(pair, b"a\xff b"),
