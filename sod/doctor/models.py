@@ -131,12 +131,8 @@ def _examine_context(findings: Findings, role: str, shape: Any, wanted: int) -> 
     if limit is None:
         findings.add(role, "context", "the checkpoint states no limit", Level.NOTE)
     elif limit < wanted:
-        findings.add(
-            role,
-            "context",
-            f"{limit:,} positions, but it reads up to {wanted:,} tokens; lower max_trajectory_tokens",
-            Level.FATAL,
-        )
+        text = f"{limit:,} positions, but it reads up to {wanted:,} tokens"
+        findings.add(role, "context", f"{text}; lower [rollout] max_trajectory_tokens", Level.FATAL)
     else:
         findings.add(role, "context", f"{limit:,} positions for trajectories of at most {wanted:,} tokens")
 

@@ -90,6 +90,7 @@ def plan_round(
         advantages=group_advantages(trajectories) if config.algorithm.has_reward_term else None,
         told=tokenize_for_teacher(trajectories),
         routes=teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None,
+        translated=translated,
     )
     order = permutation(len(trajectories), derive_seed(seed, "minibatch", round_index))
     if translated is not None:

@@ -33,7 +33,7 @@ def test_an_example_passes_a_dry_run(path, tmp_path):
     if broken and broken[0].area == "sandbox":
         pytest.skip(broken[0].text)
     assert not broken
-    assert "Qwen/Qwen3-0.6B is on the hub" in findings["student", "checkpoint"].text
+    assert f"{config.student.model} is on the hub" in findings["student", "checkpoint"].text
     if config.algorithm.name != "sft":
         assert findings["data", "training tasks"].text.startswith("8 tasks")
         assert findings["environment", "tools"].text == "python"
