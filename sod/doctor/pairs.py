@@ -43,13 +43,22 @@ def examine_pair(
         if isinstance(config.teacher, TeacherSection) and not config.algorithm.needs_equal_ids:
             pair = pair_tokenizers(config, (tokenizer, load_tokenizer(config.teacher)), renderer)
         if pair is not None:
-            report = pair.report(tasks)
-            _examine_columns(findings, report)
-            _examine_units(findings, report)
+            judge_report(findings, pair.report(tasks))
     return pair
 
 
-def _examine_columns(findings: Findings, report: VocabReport) -> None:
+def judge_report(findings: Findings, report: VocabReport) -> None:
+    """Grade what two tokenizers share.
+
+    Args:
+        findings: Written to.
+        report: Of the pair, on the run's prompts.
+    """
+    _judge_columns(findings, report)
+    _judge_units(findings, report)
+
+
+def _judge_columns(findings: Findings, report: VocabReport) -> None:
     share = report.num_shared / max(1, report.num_student_tokens)
     of_teacher = report.num_shared / max(1, report.num_teacher_tokens)
     text = (
@@ -61,7 +70,7 @@ def _examine_columns(findings: Findings, report: VocabReport) -> None:
     findings.add("teacher", "shared columns", text, Level.WARNING if share < _FEW else Level.OK)
 
 
-def _examine_units(findings: Findings, report: VocabReport) -> None:
+def _judge_units(findings: Findings, report: VocabReport) -> None:
     sample = report.coverage
     if sample is None:
         findings.add("teacher", "units", "the tasks hold no text to align", Level.NOTE)
