@@ -221,7 +221,7 @@ class Plan:
         ]
         sampled = [row["rollout/success_mean"] for row in rows if row["kind"] == "round" and not is_sft]
         result = {**readings, "curve": curve, "sampled": sampled}
-        if not is_sft:
+        if config.teacher is not None:
             faults = self._faults(has_faults=regime.has_faults)
             result["steps"] = split_steps(config.run.output, _by_id(tasks), faults)
         return result
