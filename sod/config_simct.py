@@ -11,6 +11,16 @@ from sod.errors import ConfigError
 
 _OWNERS = {"delta": "sod", "epsilon": "sod", "min_turns": "atod", "min_divergence": "atod"}
 """Settings that only one of the weights reads."""
+_READ_BY = {
+    "score": ("simct",),
+    "divergence": ("simct",),
+    "beta": ("simct",),
+    "topk": ("simct", "uld"),
+    "mask_first_token": ("simct",),
+    "min_teacher_mass": ("simct",),
+    "step_divergence": ("simct",),
+}
+"""Settings that only some of the losses read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +32,9 @@ class SimCTSection(RewardedSection):
     """Name of the algorithm."""
     form: Literal["vocab"] = "vocab"
     """Units are compared as distributions, so there is no other form."""
-    loss: Literal["unit_kl"] = "unit_kl"
-    """What a unit of text gives: the divergence over the shared columns and its span."""
+    loss: Literal["simct", "uld", "gold", "alm"] = "simct"
+    """What a unit of text gives: the divergence over the shared columns and its span, or for comparison what
+    one of the baselines in docs/simct.md gives."""
     score: Literal["log_prob", "logit"] = "log_prob"
     """Score of a span: the paper's mean log-probability, or the mean logit of the released code."""
     unit_filter: Literal["all", "one_to_one"] = "all"
@@ -39,7 +50,8 @@ class SimCTSection(RewardedSection):
     weight: Literal["uniform", "sod", "atod"] = "uniform"
     """Step weights: 1 for every step, or those of SOD or ATOD from the divergence of the step's units."""
     step_divergence: Literal["abs_log_ratio", "kl"] = "abs_log_ratio"
-    """What a step's divergence averages over its units: |log-ratio| of the unit's text, or the divergence."""
+    """What a step's divergence averages over its units: |log-ratio| of the unit's text, or the divergence.
+    With another loss it averages that."""
     delta: Annotated[float, AtLeast(0)] = 0.2
     """For weight = "sod": a step weight is at most 1 + delta; inf for no bound."""
     epsilon: Annotated[float, Above(0)] = 1e-6
@@ -65,6 +77,12 @@ class SimCTSection(RewardedSection):
         super().__post_init__()
         for item in fields(SimCTSection):
             value, owner = getattr(self, item.name), _OWNERS.get(item.name, self.weight)
+            readers = _READ_BY.get(item.name, (self.loss,))
+            if self.loss not in readers and value != item.default:
+                raise ConfigError(
+                    f"[algorithm] {item.name} = {value!r}: belongs to loss = "
+                    f"{' or '.join(map(repr, readers))}, but loss = {self.loss!r}; remove one of the two"
+                )
             if owner != self.weight and value != item.default:
                 raise ConfigError(
                     f'[algorithm] {item.name} = {value!r}: belongs to weight = "{owner}", '

@@ -7,14 +7,14 @@ they do on the divergence per token.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sod.packing import Batch, Counterpart
-from sod_kernels import UnitKLOutput, token_log_probs, unit_kl
+from sod_kernels import CROSS_TOKENIZER_LOSSES, UnitKLOutput, token_log_probs
 from sod_kernels.types import StepStatistics
 
 
@@ -23,7 +23,8 @@ class UnitDivergence:
     """Which divergence over units.
 
     Attributes:
-        loss: Name in `UNIT_LOSSES`.
+        loss: Name in `sod_kernels.CROSS_TOKENIZER_LOSSES`; beside `topk` for "uld", only "simct" reads what
+            else is here but `temperature` and `unit_filter`.
         score: Of a span: "log_prob" or "logit".
         kind: "reverse_kl", "forward_kl" or "jsd".
         beta: Weight of the teacher in the mixture of "jsd".
@@ -33,11 +34,11 @@ class UnitDivergence:
         mask_first_token: Whether the first tokens of a span do not compete with it.
         min_teacher_mass: Units whose columns hold less of the teacher's probability are left out; None for
             none.
-        per_step: "abs_log_ratio" or "kl": what a step's divergence averages.
+        per_step: "abs_log_ratio" or "kl": what a step's divergence averages; the loss itself for others.
         form: Units are compared as distributions.
     """
 
-    loss: str = "unit_kl"
+    loss: str = "simct"
     score: str = "log_prob"
     kind: str = "reverse_kl"
     beta: float = 0.5
@@ -94,13 +95,6 @@ class UnitInputs:
     denominator: float
 
 
-class UnitLoss(Protocol):
-    """A loss over the units of a microbatch; one entry of `UNIT_LOSSES`."""
-
-    def __call__(self, part: UnitDivergence, inputs: UnitInputs) -> UnitSweep:
-        """Compute the loss, its step statistics and its metrics."""
-
-
 def sweep_units(part: UnitDivergence, inputs: UnitInputs, *, needs_log_probs: bool) -> UnitSweep:
     """Compare student and teacher on the units of a microbatch.
 
@@ -112,23 +106,9 @@ def sweep_units(part: UnitDivergence, inputs: UnitInputs, *, needs_log_probs: bo
     Returns:
         Loss, step statistics and metrics.
     """
-    sweep = UNIT_LOSSES[part.loss](part, inputs)
-    if not needs_log_probs:
-        return sweep
-    log_probs = token_log_probs(
-        inputs.student_logits,
-        inputs.batch.labels,
-        temperature=part.temperature,
-        vocab_size=inputs.vocab_size,
-    ).log_probs
-    return replace(sweep, student_log_probs=log_probs)
-
-
-def _unit_kl(part: UnitDivergence, inputs: UnitInputs) -> UnitSweep:
-    """SimCT: the divergence over the shared columns and the unit's span."""
     batch, other = inputs.batch, inputs.counterpart
     teacher_table = other.vocab_map.teacher
-    output = unit_kl(
+    output = CROSS_TOKENIZER_LOSSES[part.loss](
         inputs.student_logits,
         inputs.teacher_logits,
         other.units,
@@ -136,34 +116,48 @@ def _unit_kl(part: UnitDivergence, inputs: UnitInputs) -> UnitSweep:
         student_ids=batch.labels,
         teacher_ids=other.batch.labels,
         step_ids=batch.row_steps,
-        score=part.score,
-        divergence=part.kind,
-        beta=part.beta if part.kind == "jsd" else None,
         temperature=part.temperature,
         unit_filter=part.unit_filter,
-        topk=part.topk,
-        mask_first_token=part.mask_first_token,
-        min_teacher_mass=part.min_teacher_mass,
         student_vocab_size=inputs.vocab_size,
         teacher_vocab_size=None if teacher_table is None else len(teacher_table),
         step_trajectory=batch.step_trajectory,
         num_steps=batch.num_steps,
-        step_divergence=part.per_step,
         weighting=inputs.weighting,
         token_weights=batch.row_loss_mask.float(),
         denominator=inputs.denominator,
+        **_own_options(part),
     )
+    log_probs = None
+    if needs_log_probs:
+        log_probs = token_log_probs(
+            inputs.student_logits,
+            batch.labels,
+            temperature=part.temperature,
+            vocab_size=inputs.vocab_size,
+        ).log_probs
     return UnitSweep(
         loss=output.loss,
         step_divergence=output.step_divergence,
         step_weights=output.step_weights,
         step_tokens=output.step_tokens,
         sums=_unit_sums(output, batch, other),
+        student_log_probs=log_probs,
     )
 
 
-UNIT_LOSSES: Mapping[str, UnitLoss] = {"unit_kl": _unit_kl}
-"""Losses over units by the name that `[algorithm] loss` gives them; another one is another entry."""
+def _own_options(part: UnitDivergence) -> dict[str, Any]:
+    """What only some of the losses read."""
+    if part.loss == "simct":
+        return {
+            "score": part.score,
+            "divergence": part.kind,
+            "beta": part.beta if part.kind == "jsd" else None,
+            "topk": part.topk,
+            "mask_first_token": part.mask_first_token,
+            "min_teacher_mass": part.min_teacher_mass,
+            "step_divergence": part.per_step,
+        }
+    return {"topk": part.topk} if part.loss == "uld" else {}
 
 
 def _unit_sums(output: UnitKLOutput, batch: Batch, other: Counterpart) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from sod.packing import pack
 from sod.teacher.cache import Targets
 from sod.tokenization import tokenize_trajectory
 from sod.translation import translate_round
-from sod_kernels import sod_weights, tdur_weights, unit_kl
+from sod_kernels import CROSS_TOKENIZER_LOSSES, SodWeighting, sod_weights, tdur_weights, unit_kl
 from tests.sod.conversations import make_sides, rolled_out
 from tests.sod.trained_tokenizers import SPECIAL
 
@@ -168,6 +168,38 @@ def test_every_option_reaches_the_kernel(name):
     assert abs(float(output.loss - plain.loss)) > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("loss", "settings"), [("uld", {"topk": 4}), ("gold", {}), ("alm", {"unit_filter": "one_to_one"})]
+)
+def test_the_baselines_take_the_place_of_the_divergence_under_step_weights(loss, settings):
+    batch, _, student, teacher, sizes = made("other")
+    section = SimCTSection(loss=loss, weight="sod", **settings)
+    output, gradient = run(section, batch, student, teacher, sizes)
+    other = batch.counterpart
+    leaf = student.clone().requires_grad_()
+    expected = CROSS_TOKENIZER_LOSSES[loss](
+        leaf,
+        teacher,
+        other.units,
+        other.vocab_map,
+        student_ids=batch.labels,
+        teacher_ids=other.batch.labels,
+        step_ids=batch.row_steps,
+        step_trajectory=batch.step_trajectory,
+        num_steps=batch.num_steps,
+        student_vocab_size=sizes[0],
+        teacher_vocab_size=sizes[1],
+        weighting=SodWeighting(),
+        token_weights=batch.row_loss_mask.float(),
+        denominator=40.0,
+        **{"unit_filter": None, **settings},
+    )
+    torch.testing.assert_close(output.loss, expected.loss.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.loss, leaf)[0])
+    torch.testing.assert_close(output.step_weights, expected.step_weights)
+    assert float(gradient.abs().max()) > 1e-4
+
+
 def test_the_reward_term_is_that_of_opd():
     batch, plain, student, teacher, sizes = made("identity")
     settings = {"reward_coefficient": 0.7, "divergence": "forward_kl"}
@@ -217,7 +249,15 @@ WRONG = {
     ),
     "half a bridge": ({"bridge": ("<a>",)}, r"bridge holds '<a>'; wanted \"STUDENT = TEACHER\""),
     "another form": ({"form": "sampled"}, r"form = 'sampled': wanted one of 'vocab'"),
-    "another loss": ({"loss": "gold"}, r"loss = 'gold': wanted one of 'unit_kl'"),
+    "another loss": ({"loss": "god"}, r"loss = 'god': wanted one of 'simct', 'uld', 'gold', 'alm'"),
+    "a score of another loss": (
+        {"loss": "alm", "score": "logit"},
+        r"score = 'logit': belongs to loss = 'simct'",
+    ),
+    "a list of another loss": (
+        {"loss": "gold", "topk": 3},
+        r"topk = 3: belongs to loss = 'simct' or 'uld', but loss = 'gold'",
+    ),
 }
 
 
