@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from arithmetic import distil_toml, sft_toml, write_expert, write_tasks  # noqa: E402
-from runs import trainer_of  # noqa: E402
+from training_runs import trainer_of  # noqa: E402
 
 from sod.config_file import load_config  # noqa: E402
 from sod.loop.display import Display  # noqa: E402

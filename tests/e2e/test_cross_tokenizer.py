@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from runs import SimulatedCrashError, StopAt, assert_same_run, crash, trainer_of
+from training_runs import SimulatedCrashError, StopAt, assert_same_run, crash, trainer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sod.config_file import load_config

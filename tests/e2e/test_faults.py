@@ -13,7 +13,7 @@ from itertools import count
 import faulty_toolbox
 import pytest
 import torch
-from runs import SimulatedCrashError, StopAt, assert_same_run, crash, terminate, trainer_of
+from training_runs import SimulatedCrashError, StopAt, assert_same_run, crash, terminate, trainer_of
 
 from sod.chat import ChatRenderer
 from sod.errors import CheckpointError, DataError, RolloutError, TrainingError

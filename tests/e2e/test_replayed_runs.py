@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from runs import trainer_of
+from training_runs import trainer_of
 from typer.testing import CliRunner
 
 from sod import cli

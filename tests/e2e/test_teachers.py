@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from runs import SimulatedCrashError, StopAt, assert_same_run, crash, trainer_of
+from training_runs import SimulatedCrashError, StopAt, assert_same_run, crash, trainer_of
 
 from sod.errors import ConfigError
 from sod.loop.minibatches import is_own_round

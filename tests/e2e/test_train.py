@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import torch
-from runs import SimulatedCrashError, StopAt, assert_same_run, crash, terminate, trainer_of
+from training_runs import SimulatedCrashError, StopAt, assert_same_run, crash, terminate, trainer_of
 from transformers import AutoModelForCausalLM
 
 from sod.config_file import load_config
