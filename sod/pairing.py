@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,11 @@ def pair_tokenizers(
 
 
 def translate_for(
-    config: RunConfig, pair: TokenizerPair | None, trajectories: Sequence[Trajectory]
+    config: RunConfig,
+    pair: TokenizerPair | None,
+    trajectories: Sequence[Trajectory],
+    *,
+    warn: Callable[[str], None],
 ) -> TranslatedRound | None:
     """Translate the trajectories of a round as the settings say.
 
@@ -59,6 +63,7 @@ def translate_for(
         config: The settings.
         pair: Both tokenizers, where the teacher has one of its own.
         trajectories: What the student sampled.
+        warn: Told of what had to be left out.
 
     Returns:
         The translations; None without a pair.
@@ -69,4 +74,9 @@ def translate_for(
     section = config.algorithm
     if pair is None or not isinstance(section, SimCTSection):
         return None
-    return translate_round(trajectories, pair, align=section.align, may_drop=section.misaligned == "drop")
+    translated = translate_round(
+        trajectories, pair, align=section.align, may_drop=section.misaligned == "drop"
+    )
+    if translated.problem is not None:
+        warn(translated.problem)
+    return translated

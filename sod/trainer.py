@@ -82,8 +82,7 @@ class SODTrainer:
 
         Args:
             student: The model that is trained, or where to load it from.
-            teacher: Who scores; a model is frozen. None for algorithm "sft"; `SelfTeacherSection()` for the
-                student itself.
+            teacher: Who scores, frozen; `SelfTeacherSection()` for the student itself, None for "sft".
             environment: What the student acts in; a bare factory where its environments have no tools that
                 the template must tell of. Or None and `tools` with `reward`.
             config: Settings; `student`, `teacher`, `data` and `environment` sections are not read.
@@ -212,14 +211,11 @@ class SODTrainer:
         started = time.perf_counter()
         trajectories = self._trajectories(index)
         rollout_s = time.perf_counter() - started
-        translated = translate_for(self.config, self.parts.pair, trajectories)
-        if translated is not None and translated.problem is not None:
-            self._display.warn(translated.problem)
+        translated = translate_for(self.config, self.parts.pair, trajectories, warn=self._display.warn)
         self._updates(trajectories, translated)
         row: dict[str, Any] = {"kind": "round", "round": index, "update": self.state.update}
         row |= rollout_metrics(trajectories) | mean_metrics(self.state.round_metrics)
-        row |= step_table(self.state.round_steps)
-        row |= {} if translated is None else translated.metrics
+        row |= step_table(self.state.round_steps) | ({} if translated is None else translated.metrics)
         row |= {"time/rollout_s": rollout_s, "time/round_s": time.perf_counter() - started}
         row["time/tokens_per_s"] = row["update/tokens"] / row["time/round_s"]
         self._metrics.write(row)
