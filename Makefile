@@ -64,7 +64,7 @@ format: $(STAMP)  ## Rewrite the sources into the house style
 
 ctest: $(STAMP)  ## C++ unit tests of csrc, no torch and no Python in them
 	cmake -S . -B $(BUILD) -G Ninja -DSOD_BUILD_CUDA=OFF -DSOD_BUILD_TESTS=ON
-	cmake --build $(BUILD)
+	MAKEFLAGS= cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure
 
 pytest-vllm: $(STAMP) $(VLLM)/.installed  ## Python tests on vLLM, in process and over HTTP

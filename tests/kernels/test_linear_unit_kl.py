@@ -79,7 +79,7 @@ def test_scales_softcaps_and_biases(score, divergence):
         {"reduction": "sum", "weighting": SodWeighting(delta=0.5)},
         {"denominator": torch.tensor(7.0)},
     ],
-    ids=str,
+    ids="+".join,
 )
 def test_options_mean_what_they_do_in_unit_kl(options):
     pair, heads = make_case(has_bias=True)
