@@ -12,7 +12,7 @@ from sod.algorithms import Algorithm, LossContext
 from sod.loop.records import step_rows
 from sod.loop.update import step_stats
 from sod.packing import num_trained_tokens, pack
-from sod.scoring import row_logits
+from sod.scoring import row_states
 from sod.teacher.base import AnyTeacher, teacher_scores
 from sod.tokenization import tokenize_for_teacher, tokenize_trajectory
 from sod.types import Trajectory
@@ -48,7 +48,7 @@ def score_trajectories(
     told, every = tokenize_for_teacher(trajectories), range(len(sequences))
     for batch in pack(sequences, every, max_tokens=max_microbatch_tokens, pad_id=pad_id, told=told):
         moved = batch.to(student.device)
-        output = algorithm.loss(moved, row_logits(student, moved), teacher_scores(teacher, moved), context)
+        output = algorithm.loss(moved, row_states(student, moved), teacher_scores(teacher, moved), context)
         steps += step_stats(moved, output)
     rows = step_rows(steps, trajectories, round_index=0, update=0)
     return [{key: value for key, value in row.items() if key not in ("round", "update")} for row in rows]

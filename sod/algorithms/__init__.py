@@ -10,7 +10,7 @@ from sod.algorithms.gated_opd import gated_opd
 from sod.algorithms.gkd import gkd
 from sod.algorithms.grpo import GRPO, grpo
 from sod.algorithms.iw_opd import iw_opd
-from sod.algorithms.objective import Divergence, StepObjective
+from sod.algorithms.objective import StepObjective
 from sod.algorithms.opd import opd
 from sod.algorithms.opsd import opsd
 from sod.algorithms.sft import SFT
@@ -19,6 +19,7 @@ from sod.algorithms.sod import sod
 from sod.algorithms.stm import stm
 from sod.algorithms.tcod import tcod
 from sod.algorithms.tip import tip
+from sod.algorithms.token_divergence import Divergence
 from sod.algorithms.unit_divergence import UnitDivergence
 from sod.config_algorithms import (
     AlgorithmSection,

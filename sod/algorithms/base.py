@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from sod.packing import Batch
-from sod.scoring import TeacherScores
+from sod.scoring import ModelScores, TeacherScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,13 @@ class LossContext:
         denominator: Trained tokens over the whole minibatch.
         round_number: Number of the round, 1 for the first.
         anchor: Running median of the step divergences so far, nats; None before the first update.
-        reference_logits: (N, V) of the policy that the run started from, for an algorithm that needs it.
+        reference: N rows of the policy that the run started from, for an algorithm that needs it.
     """
 
     denominator: int
     round_number: int
     anchor: float | None = None
-    reference_logits: Tensor | None = None
+    reference: ModelScores | None = None
 
 
 class Algorithm(Protocol):
@@ -65,18 +65,18 @@ class Algorithm(Protocol):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `loss` reads `LossContext.reference_logits`."""
+        """Whether `loss` reads `LossContext.reference`."""
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores | None, context: LossContext
+        self, batch: Batch, student: ModelScores, teacher: TeacherScores | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch.
 
         Args:
             batch: The microbatch, N rows.
-            student_logits: (N, V) at the rows.
-            teacher: (N, V) logits at the rows, or what was listed of them; None where `needs_teacher` is
-                False.
+            student: Logits or hidden states of the rows, differentiable.
+            teacher: Logits or hidden states of the rows, or what was listed of them; None where
+                `needs_teacher` is False.
             context: Denominator and round.
 
         Returns:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from sod.algorithms.base import LossContext, LossOutput
 from sod.algorithms.policy import ClippedSurrogate
 from sod.algorithms.presets import surrogate_of
 from sod.config_algorithms import GRPOSection
 from sod.packing import Batch
-from sod.scoring import TeacherScores
+from sod.scoring import ModelScores, TeacherScores, logits_of
 from sod_kernels import step_means, token_log_probs
 
 
@@ -41,11 +40,11 @@ class GRPO:
     needs_reference: bool = False
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores | None, context: LossContext
+        self, batch: Batch, student: ModelScores, teacher: TeacherScores | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
         log_probs, entropy = token_log_probs(
-            student_logits, batch.labels, temperature=self.temperature, vocab_size=self.vocab_size
+            logits_of(student), batch.labels, temperature=self.temperature, vocab_size=self.vocab_size
         )
         is_trained = batch.row_loss_mask
         token_loss, is_clipped = self.surrogate.loss(log_probs, batch.row_log_probs, batch.row_advantages)

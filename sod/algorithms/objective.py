@@ -16,44 +16,24 @@ A teacher with another tokenizer gives a divergence per unit of text instead (`U
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sod.algorithms.base import LossContext, LossOutput
 from sod.algorithms.policy import ClippedSurrogate
-from sod.algorithms.step_weights import StepContext, StepWeight
+from sod.algorithms.step_weights import FromStatistics, StepContext, StepWeight, is_causal
+from sod.algorithms.token_divergence import Divergence, TokenInputs, sweep_loss, sweep_tokens
 from sod.algorithms.token_weights import TokenContext, TokenWeight
 from sod.algorithms.unit_divergence import UnitDivergence, UnitInputs, UnitSweep, sweep_units
 from sod.packing import Batch
 from sod.schedules import LinearSchedule, constant
-from sod.scoring import TeacherScores, TopScores
-from sod_kernels import StepKLOutput, step_kl, step_means, topk_step_kl
+from sod.scoring import ModelScores, TeacherScores, TopScores, logits_of
+from sod_kernels import PolicyGradient, StepKLOutput, step_means
 from sod_kernels.types import StepStatistics
-
-
-@dataclass(frozen=True, kw_only=True)
-class Divergence:
-    """Which divergence from the teacher, and in which form.
-
-    Attributes:
-        form: "vocab" or "sampled".
-        kind: "reverse_kl", "forward_kl" or "jsd"; "sampled" has the reverse KL only.
-        beta: Weight of the teacher in the mixture of "jsd".
-        temperature: Divides both logits.
-        min_log_prob: Floor in nats under the teacher's log-probs (forward KL: the student's); None for none.
-        per_step: "abs_log_ratio" or "kl": what a step's divergence averages.
-    """
-
-    form: Literal["vocab", "sampled"] = "vocab"
-    kind: str = "reverse_kl"
-    beta: float = 0.5
-    temperature: float = 1.0
-    min_log_prob: float | None = None
-    per_step: str = "abs_log_ratio"
 
 
 class _Term(NamedTuple):
@@ -64,9 +44,11 @@ class _Term(NamedTuple):
         divergence: (S,).
         weights: (S,).
         tokens: (S,).
-        student_log_probs: (N,) of the sampled ids, differentiable; None where no surrogate reads them.
+        student_log_probs: (N,) of the sampled ids, differentiable unless the loss has the reward term in it;
+            None where no surrogate reads them.
         sums: For the metrics.
         advantages: (N,) of the sampled form; None else.
+        has_reward: Whether the loss has the reward term in it.
     """
 
     loss: Tensor
@@ -76,6 +58,23 @@ class _Term(NamedTuple):
     student_log_probs: Tensor | None
     sums: Mapping[str, Tensor]
     advantages: Tensor | None = None
+    has_reward: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Weighing:
+    """The step weight of an objective on one microbatch, as a function of the step statistics.
+
+    Attributes:
+        weigh: Makes (S,) weights.
+        is_causal: Whether a step's weight reads that step and earlier ones of its trajectory.
+    """
+
+    weigh: Callable[[StepStatistics], Tensor]
+    is_causal: bool
+
+    def __call__(self, statistics: StepStatistics) -> Tensor:
+        return self.weigh(statistics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +107,15 @@ class StepObjective:
     needs_reference: bool = False
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores | None, context: LossContext
+        self, batch: Batch, student: ModelScores, teacher: TeacherScores | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
         if teacher is None:
             raise ValueError(f"{self.name}: teacher is None; wanted its scores, pass a teacher.")
-        if self.needs_reference and context.reference_logits is None:
-            raise ValueError(f"{self.name}: context.reference_logits is None; wanted (N, V) logits.")
+        if self.needs_reference and context.reference is None:
+            raise ValueError(f"{self.name}: context.reference is None; wanted scores of N rows.")
         kappa, rho = self.distillation.at(context.round_number), self.reward.at(context.round_number)
-        term = self._distillation(batch, student_logits, teacher, context, (kappa, rho))
+        term = self._distillation(batch, student, teacher, context, (kappa, rho))
         loss, advantages, sums = term.loss, term.advantages, dict(term.sums)
         if rho != 0:
             reward = rho * batch.row_advantages
@@ -126,7 +125,7 @@ class StepObjective:
                 _given(term.student_log_probs), batch.row_log_probs, advantages
             )
             trained = torch.where(batch.row_loss_mask, token_loss, 0.0)
-            loss = loss + trained.sum() / context.denominator
+            loss = loss if term.has_reward else loss + trained.sum() / context.denominator
             sums |= _policy_sums(trained, is_clipped, advantages, batch.row_loss_mask)
         return LossOutput(
             loss=loss,
@@ -140,7 +139,7 @@ class StepObjective:
     def _distillation(
         self,
         batch: Batch,
-        student_logits: Tensor,
+        student: ModelScores,
         teacher: TeacherScores,
         context: LossContext,
         coefficients: tuple[float, float],
@@ -148,7 +147,7 @@ class StepObjective:
         """The distillation term: a loss, or advantages for the surrogate."""
         part, (kappa, rho) = self.divergence, coefficients
         if isinstance(part, UnitDivergence):
-            units = self._unit_sweep(part, batch, student_logits, teacher, context, needs_log_probs=rho != 0)
+            units = self._unit_sweep(part, batch, student, teacher, context, needs_log_probs=rho != 0)
             return _Term(
                 loss=kappa * units.loss,
                 divergence=units.step_divergence,
@@ -157,16 +156,36 @@ class StepObjective:
                 student_log_probs=units.student_log_probs,
                 sums=units.sums,
             )
-        output = self._sweep(part, batch, student_logits, teacher, context)
-        by_token = self._token_weights(part, batch, output)
+        inputs = TokenInputs(
+            batch=batch,
+            student=student,
+            teacher=teacher,
+            reference=context.reference if self.needs_reference else None,
+            vocab_size=self.vocab_size,
+            # The sampled form weighs with what was known at sampling time instead.
+            weighting=self._weighing(batch, context) if part.form == "vocab" else None,
+            denominator=float(context.denominator),
+        )
+        # Weights by token are known only after the sweep, advantages of the sampled form too.
+        is_whole = part.form == "vocab" and self.token_weight is None and inputs.are_hidden
+        policy = self._policy(batch, rho) if is_whole and rho != 0 else None
+        output = (
+            sweep_loss(part, inputs, coefficient=kappa, policy=policy)
+            if is_whole
+            else sweep_tokens(part, inputs)
+        )
         term = _Term(
-            loss=output.loss.new_zeros(()),
+            loss=output.loss,
             divergence=output.step_divergence,
             weights=output.step_weights,
             tokens=output.step_tokens,
             student_log_probs=output.student_log_probs,
             sums=_token_sums(output, batch.row_loss_mask),
+            has_reward=policy is not None,
         )
+        if is_whole:
+            return term
+        by_token = self._token_weights(part, batch, output)
         if part.form == "vocab":
             return term._replace(loss=kappa * self._vocab_loss(batch, output, by_token, context))
         statistics = _at_sampling_time(batch, output)
@@ -174,13 +193,39 @@ class StepObjective:
         log_ratio = _given(output.teacher_log_probs) - batch.row_log_probs
         by_step = kappa * weights[batch.row_steps]
         advantages = _weighted(by_step if by_token is None else by_step * by_token, log_ratio)
-        return term._replace(advantages=advantages, divergence=statistics.divergence, weights=weights)
+        return term._replace(
+            loss=output.loss.new_zeros(()),
+            advantages=advantages,
+            divergence=statistics.divergence,
+            weights=weights,
+        )
+
+    def _policy(self, batch: Batch, rho: float) -> PolicyGradient:
+        bounds = self.surrogate
+        return PolicyGradient(
+            advantages=rho * batch.row_advantages,
+            old_log_probs=batch.row_log_probs,
+            clip_low=bounds.clip_low,
+            clip_high=bounds.clip_high,
+            dual_clip=bounds.dual_clip,
+        )
+
+    def _weighing(self, batch: Batch, context: LossContext) -> Callable[[StepStatistics], Tensor] | None:
+        """The step weight as the kernels take it: they know some of them by their type."""
+        if self.weight is None:
+            return None
+        if isinstance(self.weight, FromStatistics):
+            return self.weight.weighting
+        return _Weighing(
+            weigh=lambda statistics: self._weights(statistics, batch, context),
+            is_causal=is_causal(self.weight, context.anchor),
+        )
 
     def _unit_sweep(
         self,
         part: UnitDivergence,
         batch: Batch,
-        student_logits: Tensor,
+        student: ModelScores,
         teacher: TeacherScores,
         context: LossContext,
         *,
@@ -191,57 +236,18 @@ class StepObjective:
                 f"{self.name}: wanted a batch with a counterpart in the teacher's tokens and the teacher's "
                 "logits for it; pack with translated=, take a teacher that gives logits."
             )
-        dtype = torch.promote_types(student_logits.dtype, teacher.dtype)
+        own, other = logits_of(student), logits_of(teacher)
+        dtype = torch.promote_types(own.dtype, other.dtype)
         inputs = UnitInputs(
             batch=batch,
             counterpart=batch.counterpart,
-            student_logits=student_logits.to(dtype),
-            teacher_logits=teacher.to(dtype),
+            student_logits=own.to(dtype),
+            teacher_logits=other.to(dtype),
             vocab_size=self.vocab_size,
             weighting=lambda statistics: self._weights(statistics, batch, context),
             denominator=float(context.denominator),
         )
         return sweep_units(part, inputs, needs_log_probs=needs_log_probs)
-
-    def _sweep(
-        self,
-        part: Divergence,
-        batch: Batch,
-        student_logits: Tensor,
-        teacher: TeacherScores,
-        context: LossContext,
-    ) -> StepKLOutput:
-        # The sampled form weighs with what was known at sampling time instead.
-        is_weighed = part.form == "vocab"
-        options: dict[str, Any] = {
-            "sampled_ids": batch.labels,
-            "step_trajectory": batch.step_trajectory,
-            "num_steps": batch.num_steps,
-            "divergence": part.kind,
-            "beta": part.beta if part.kind == "jsd" else None,
-            "temperature": part.temperature,
-            "vocab_size": self.vocab_size,
-            "min_log_prob": part.min_log_prob,
-            "step_divergence": part.per_step,
-            "weighting": (lambda statistics: self._weights(statistics, batch, context))
-            if is_weighed
-            else None,
-            "token_weights": batch.row_loss_mask.float(),
-            "reduction": "token_mean",
-            "denominator": float(context.denominator),
-        }
-        if isinstance(teacher, TopScores):
-            return topk_step_kl(student_logits, teacher.log_probs, teacher.ids, batch.row_steps, **options)
-        dtype = torch.promote_types(student_logits.dtype, teacher.dtype)
-        reference = context.reference_logits if self.needs_reference else None
-        options["vocab_size"] = self.vocab_size or shared_vocabulary(student_logits, teacher)
-        return step_kl(
-            student_logits.to(dtype),
-            teacher.to(dtype),
-            batch.row_steps,
-            reference_logits=None if reference is None else reference.to(dtype),
-            **options,
-        )
 
     def _token_weights(self, part: Divergence, batch: Batch, output: StepKLOutput) -> Tensor | None:
         if self.token_weight is None:
@@ -280,12 +286,6 @@ class StepObjective:
                 advantages=None if batch.advantages is None else batch.advantages[batch.step_trajectory],
             )
         )
-
-
-def shared_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> int | None:
-    """Columns that both models have, where one pads its vocabulary further; None where they agree."""
-    student_size, teacher_size = student_logits.shape[-1], teacher_logits.shape[-1]
-    return None if student_size == teacher_size else min(student_size, teacher_size)
 
 
 def _given(log_probs: Tensor | None) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sod.algorithms.objective import Divergence
 from sod.algorithms.policy import ClippedSurrogate
+from sod.algorithms.token_divergence import Divergence
 from sod.config_losses import DistillationSection, SurrogateSection
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from sod.algorithms.base import LossContext, LossOutput
 from sod.packing import Batch
-from sod.scoring import TeacherScores
+from sod.scoring import ModelScores, TeacherScores, logits_of
 from sod_kernels import token_log_probs
 
 
@@ -30,10 +29,10 @@ class SFT:
     vocab_size: int | None = None
 
     def loss(
-        self, batch: Batch, student_logits: Tensor, teacher: TeacherScores | None, context: LossContext
+        self, batch: Batch, student: ModelScores, teacher: TeacherScores | None, context: LossContext
     ) -> LossOutput:
         """Compute the loss of a microbatch; see `sod.algorithms.base.Algorithm.loss`."""
-        token_nll = -token_log_probs(student_logits, batch.labels, vocab_size=self.vocab_size).log_probs
+        token_nll = -token_log_probs(logits_of(student), batch.labels, vocab_size=self.vocab_size).log_probs
         is_trained = batch.row_loss_mask
         kept = torch.where(is_trained, token_nll, 0.0)
         zeros = token_nll.new_zeros(batch.num_steps, dtype=torch.float64)

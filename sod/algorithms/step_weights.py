@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,21 @@ StepWeight = Callable[[StepContext], Tensor]
 """(S,) weights from a `StepContext`."""
 
 
+def is_causal(weight: StepWeight, anchor: float | None) -> bool:
+    """Say whether a step's weight reads no later step, so that a single sweep can apply it.
+
+    Args:
+        weight: Any; of another package's it is known only if it has an attribute `is_causal`.
+        anchor: Running median of the step divergences of earlier updates, None before the first.
+
+    Returns:
+        False where it is not known.
+    """
+    if isinstance(weight, FromAnchor):
+        return weight.anchor == "constant" or (weight.anchor == "running_median" and anchor is not None)
+    return getattr(weight, "is_causal", False) is True
+
+
 @dataclass(frozen=True, kw_only=True)
 class FromStatistics:
     """A weighting of `sod_kernels` (`SodWeighting`, `TurnWeighting`) as a step weight.
@@ -63,6 +78,8 @@ class DecayAfterError:
     """
 
     decay: float
+
+    is_causal: ClassVar[bool] = True
 
     def __call__(self, context: StepContext) -> Tensor:
         """Weigh the steps."""
@@ -133,6 +150,8 @@ class FirstTurns:
 
     rounds_per_turn: int
 
+    is_causal: ClassVar[bool] = True
+
     def __call__(self, context: StepContext) -> Tensor:
         """Weigh the steps."""
         reach = 1 + context.round_number // self.rounds_per_turn
@@ -154,6 +173,8 @@ class AdvantageGate:
     low: float
     high: float
     steepness: float
+
+    is_causal: ClassVar[bool] = True
 
     def __call__(self, context: StepContext) -> Tensor:
         """Weigh the steps.

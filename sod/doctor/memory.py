@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sod.config import MuonSection, RunConfig
+from sod_kernels.linear.plan import default_chunk_size
 
 GIB = 1 << 30
 _FLOAT32_BYTES = 4
@@ -96,8 +97,8 @@ class ModelShape:
 def estimate_phases(config: RunConfig, student: ModelShape, teachers: Sequence[ModelShape]) -> dict[str, int]:
     """Estimate the most memory that each phase of a run needs on its device.
 
-    Logits are counted as if every token of a microbatch were a response token, so long prompts and
-    observations make the true figure smaller.
+    Tokens of a microbatch are counted as if all were response tokens, so long prompts and observations make
+    the true figure smaller.
 
     Args:
         config: The settings.
@@ -123,13 +124,28 @@ def estimate_phases(config: RunConfig, student: ModelShape, teachers: Sequence[M
         cache = student.cache_bytes(rows * rollout.max_trajectory_tokens, compute_bytes)
         step_logits = rows * student.vocab_rows * _FLOAT32_BYTES
         phases["rollout"] = resident + optimizer + cache + step_logits
+    # A teacher of the same ids is compared from hidden states, in chunks; else there are logits.
+    is_chunked = config.algorithm.needs_teacher and config.algorithm.needs_equal_ids
     if teachers:
-        logits = tokens * max(each.vocab_rows * each.bytes_per_weight for each in teachers)
-        phases["score"] = resident + optimizer + kept + logits
+        width = max(
+            (each.hidden_size if is_chunked else each.vocab_rows) * each.bytes_per_weight for each in teachers
+        )
+        phases["score"] = resident + optimizer + kept + tokens * width
     has_checkpointing = config.student is not None and config.student.gradient_checkpointing
     activations = student.activation_bytes(tokens, compute_bytes, has_checkpointing=has_checkpointing)
-    # Logits, their gradient, and the teacher's.
-    num_logits = 3 if teachers else 2
-    logits = num_logits * tokens * student.vocab_rows * compute_bytes
-    phases["update"] = resident + optimizer + student.weight_bytes + kept + activations + logits
+    if is_chunked:
+        num_models = 2 + config.algorithm.needs_reference
+        head = _chunk_bytes(config, student, num_models, tokens)
+    else:
+        # Logits, their gradient, and the teacher's.
+        head = (3 if teachers else 2) * tokens * student.vocab_rows * compute_bytes
+    phases["update"] = resident + optimizer + student.weight_bytes + kept + activations + head
     return phases
+
+
+def _chunk_bytes(config: RunConfig, student: ModelShape, num_models: int, tokens: int) -> int:
+    """Memory of `linear_step_kl`: logits of a chunk, and the gradient of the head before it is rounded."""
+    has_device = config.trainer.device != "cpu" and torch.cuda.is_available()
+    columns, kind = student.vocab_rows, "cuda" if has_device else "cpu"
+    rows = min(tokens, default_chunk_size(columns, num_models, _FLOAT32_BYTES, kind))
+    return _FLOAT32_BYTES * columns * (num_models * rows + student.hidden_size)

@@ -18,8 +18,9 @@ from torch import Tensor
 from sod.config import RunConfig
 from sod.errors import RolloutError
 from sod.packing import Batch
+from sod.scoring import ModelScores, row_log_probs
 from sod.types import Trajectory
-from sod_kernels import step_means, token_log_probs
+from sod_kernels import step_means
 
 BOUNDS = {"float32": 0.02, "bfloat16": 1.0}
 """Largest gap of a token that is rounding, nats, by the precision of the student."""
@@ -79,7 +80,7 @@ class Canary:
 
 
 class Watch:
-    """The canary during one update; called with every microbatch and its logits."""
+    """The canary during one update; called with every microbatch and the student's scores."""
 
     def __init__(self, canary: Canary, trajectories: Sequence[Trajectory], *, is_first: bool) -> None:
         """Start with no gap seen; see `Canary.watch`."""
@@ -94,12 +95,12 @@ class Watch:
         key = "alignment/gap_max" if self._is_first else "alignment/step_gap_max"
         return {key: self._largest}
 
-    def __call__(self, batch: Batch, logits: Tensor) -> None:
+    def __call__(self, batch: Batch, student: ModelScores) -> None:
         """Compare log-probs at sampling time with those of the trainer.
 
         Args:
             batch: A microbatch of on-policy trajectories, N rows.
-            logits: (N, V) of the student as it stands.
+            student: Of the rows, as it stands.
 
         Raises:
             RolloutError: Naming trajectory, turn and token of the largest gap, if it is beyond the bound.
@@ -107,8 +108,9 @@ class Watch:
         if batch.num_rows == 0:
             return
         canary = self._canary
-        logits = logits.detach()[:, : canary.vocab_size]
-        recomputed = token_log_probs(logits, batch.labels, temperature=canary.temperature).log_probs
+        recomputed = row_log_probs(
+            student, batch.labels, temperature=canary.temperature, vocab_size=canary.vocab_size
+        )
         differences = batch.row_log_probs - recomputed
         gaps = differences.abs()
         if canary.top_p < 1.0:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sod.errors import TrainingError
 from sod.packing import Batch
-from sod.scoring import TopScores
+from sod.scoring import HiddenRows, TeacherScores, TopScores
 from sod.teacher.cache import Targets
 
 
@@ -27,7 +27,13 @@ def check_scores(batch: Batch, target: Targets) -> None:
         ("reference policy", batch, target.reference),
     ):
         if scores is not None:
-            _check_rows(rows, scores.log_probs if isinstance(scores, TopScores) else scores, owner)
+            _check_rows(rows, _numbers(scores), owner)
+
+
+def _numbers(scores: TeacherScores) -> Tensor:
+    if isinstance(scores, HiddenRows):
+        return scores.hidden
+    return scores.log_probs if isinstance(scores, TopScores) else scores
 
 
 def _check_rows(batch: Batch, scores: Tensor, owner: str) -> None:

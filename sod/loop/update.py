@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from sod.algorithms import Algorithm, LossContext, LossOutput
 from sod.loop.scores import check_scores
 from sod.optim import OptimizerSet
 from sod.packing import Batch
-from sod.scoring import row_logits
+from sod.scoring import ModelScores, row_states
 from sod.teacher.cache import Targets
 
 
@@ -83,7 +82,7 @@ def run_update(
     batches: Sequence[Batch],
     targets: Callable[[int, Batch], Targets],
     settings: UpdateSettings,
-    inspect: Callable[[Batch, Tensor], None] | None = None,
+    inspect: Callable[[Batch, ModelScores], None] | None = None,
 ) -> UpdateResult:
     """Make one update; microbatches add up to the gradient of the whole minibatch.
 
@@ -94,7 +93,7 @@ def run_update(
         batches: Microbatches of the minibatch.
         targets: Gives what a microbatch is compared with, by its position and itself.
         settings: How to make it.
-        inspect: Called with each microbatch and the student's logits before any weight changes.
+        inspect: Called with each microbatch and the student's scores before any weight changes.
 
     Returns:
         Metrics and steps.
@@ -112,11 +111,11 @@ def run_update(
         target = targets(index, moved)
         teacher_s += time.perf_counter() - before_teacher
         with settings.autocast(model.device.type):
-            logits = row_logits(model, moved)
+            scores = row_states(model, moved)
         if inspect is not None:
-            inspect(moved, logits.detach())
-        context = replace(settings.context, reference_logits=target.reference)
-        output = algorithm.loss(moved, logits, target.teacher, context)
+            inspect(moved, scores.detach())
+        context = replace(settings.context, reference=target.reference)
+        output = algorithm.loss(moved, scores, target.teacher, context)
         torch.autograd.backward(output.loss)
         outputs.append(replace(output, loss=output.loss.detach()))
     grad_norm = float(optimizer.clip(settings.max_grad_norm))

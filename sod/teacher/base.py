@@ -8,12 +8,14 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from sod.packing import Batch
-from sod.scoring import TeacherScores
+from sod.scoring import HiddenRows, TeacherScores
 
 
 class Capability(StrEnum):
     """What a teacher can give."""
 
+    HIDDEN = "hidden"
+    """Hidden states and the head: logits that need not be held."""
     LOGITS = "logits"
     TOP_K = "top_k"
     """Log-probabilities of the most likely ids and of the sampled one."""
@@ -41,6 +43,25 @@ class Teacher(Protocol):
 
 
 @runtime_checkable
+class HiddenTeacher(Protocol):
+    """Scores the rows of a batch with hidden states and a head; never trained, never given a gradient."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it can give."""
+
+    def hidden(self, batch: Batch) -> HiddenRows:
+        """Score the rows of a batch.
+
+        Args:
+            batch: The microbatch, N rows.
+
+        Returns:
+            N rows, without a gradient.
+        """
+
+
+@runtime_checkable
 class ListingTeacher(Protocol):
     """Lists log-probabilities of a few ids per row: a teacher whose logits are too large to travel."""
 
@@ -62,7 +83,7 @@ class ListingTeacher(Protocol):
         """Release what it holds."""
 
 
-AnyTeacher = Teacher | ListingTeacher
+AnyTeacher = Teacher | HiddenTeacher | ListingTeacher
 """Whoever can teach."""
 
 
@@ -74,7 +95,9 @@ def teacher_scores(teacher: AnyTeacher, batch: Batch) -> TeacherScores:
         batch: The microbatch as the student reads it, N rows; `batch.of_teacher` is scored, M rows.
 
     Returns:
-        Logits, or the listed ids, of every row.
+        Hidden states, logits or the listed ids of every row.
     """
     read = batch.of_teacher
+    if isinstance(teacher, HiddenTeacher):
+        return teacher.hidden(read)
     return teacher.logits(read) if isinstance(teacher, Teacher) else teacher.top_scores(read)

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from torch import Tensor
-
 from sod.packing import Batch
-from sod.scoring import TeacherScores
-from sod.teacher.base import AnyTeacher, Teacher, teacher_scores
+from sod.scoring import ModelScores, TeacherScores
+from sod.teacher.base import AnyTeacher, HiddenTeacher, teacher_scores
 from sod.teacher.own import CurrentPolicy
 
 
@@ -59,13 +57,15 @@ class Targets(NamedTuple):
     """What the student is compared with on one microbatch, without a gradient."""
 
     teacher: TeacherScores | None
-    reference: Tensor | None
+    reference: ModelScores | None
 
 
 class RoundTargets:
     """Teacher and reference of one round, which share the memory for kept scores."""
 
-    def __init__(self, teacher: AnyTeacher | None, reference: Teacher | None, *, max_bytes: int) -> None:
+    def __init__(
+        self, teacher: AnyTeacher | None, reference: HiddenTeacher | None, *, max_bytes: int
+    ) -> None:
         """Start with nothing kept.
 
         Args:
@@ -78,7 +78,7 @@ class RoundTargets:
         # What changes with every update is not kept.
         kept = 0 if isinstance(teacher, CurrentPolicy) else share
         self._teacher = None if ask is None else RoundScores(ask, max_bytes=kept)
-        self._reference = None if reference is None else RoundScores(reference.logits, max_bytes=share)
+        self._reference = None if reference is None else RoundScores(reference.hidden, max_bytes=share)
 
     def source(self, first_key: int) -> Callable[[int, Batch], Targets]:
         """Give the targets of a minibatch whose first microbatch has a key, by position and microbatch."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sod.errors import DataError
 from sod.packing import Batch
-from sod.scoring import TeacherScores, TopScores
+from sod.scoring import TeacherScores, TopScores, logits_of
 from sod.teacher.base import AnyTeacher, Capability, ListingTeacher, teacher_scores
 
 SCORES_FILE = "scores.sqlite"
@@ -106,7 +106,7 @@ class KeptTeacher:
         self.num_asked += len(sequences)
         part = _part(batch, sequences)
         scores = teacher_scores(self.teacher, part)
-        listed = scores if isinstance(scores, TopScores) else self._listed(scores, part.labels)
+        listed = scores if isinstance(scores, TopScores) else self._listed(logits_of(scores), part.labels)
         counts = [len(rows) for rows in _places(part).values()]
         columns = zip(torch.split(listed.log_probs, counts), torch.split(listed.ids, counts), strict=True)
         each = [TopScores(log_probs=log_probs.cpu(), ids=ids.cpu()) for log_probs, ids in columns]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from sod.packing import Batch
-from sod.scoring import row_logits
+from sod.scoring import HiddenRows, row_states
 from sod.teacher.base import Capability
 
 
@@ -28,7 +27,7 @@ class LocalTeacher:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Everything: whoever gives logits gives the rest."""
+        """Everything: whoever gives hidden states gives the rest."""
         return frozenset(Capability)
 
     @property
@@ -37,9 +36,9 @@ class LocalTeacher:
         return model_fingerprint(self.model)
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> Tensor:
-        """Score the rows of a batch; see `sod.teacher.base.Teacher.logits`."""
-        return row_logits(self.model, batch.to(self.model.device))
+    def hidden(self, batch: Batch) -> HiddenRows:
+        """Score the rows of a batch; see `sod.teacher.base.HiddenTeacher.hidden`."""
+        return row_states(self.model, batch.to(self.model.device))
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

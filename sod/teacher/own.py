@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from sod.packing import Batch
-from sod.scoring import row_logits
+from sod.scoring import HiddenRows, row_states
 from sod.teacher.base import Capability
 
 
@@ -28,11 +27,11 @@ class CurrentPolicy:
         return frozenset(Capability)
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> Tensor:
-        """Score the rows of a batch; see `sod.teacher.base.Teacher.logits`."""
+    def hidden(self, batch: Batch) -> HiddenRows:
+        """Score the rows of a batch; see `sod.teacher.base.HiddenTeacher.hidden`."""
         was_training = self.model.training
         self.model.train(False)
         try:
-            return row_logits(self.model, batch.to(self.model.device))
+            return row_states(self.model, batch.to(self.model.device)).detach()
         finally:
             self.model.train(was_training)

@@ -221,15 +221,29 @@ def _checked(function: str, out: Tensor, like: Tensor) -> Tensor:
             f"{out.stride()}; wanted a contiguous tensor like student_logits, {tuple(like.shape)} "
             f"{like.dtype} on {like.device}. Pass such a tensor, or None."
         )
-    shares_memory = out.untyped_storage().data_ptr() == like.untyped_storage().data_ptr()
     # Not the strides: those of a dimension of size 1 may be anything.
-    if shares_memory and not (out.data_ptr() == like.data_ptr() and like.is_contiguous()):
+    if _overlap(out, like) and not (out.data_ptr() == like.data_ptr() and like.is_contiguous()):
         raise ValueError(
-            f"native {function}: out shares its storage with student_logits but does not start there with "
+            f"native {function}: out shares memory with student_logits but does not start there with "
             f"the same strides; got {out.stride()} beside {like.stride()}. Pass student_logits itself, made "
             "contiguous, or other memory."
         )
     return out
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors reach over the same addresses; parts of one storage may well not."""
+    if not one.numel() or not other.numel():
+        return False
+    (first, end), (start, last) = _extent(one), _extent(other)
+    return first < last and start < end
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of the first entry and behind the last one; no stride is negative."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    entries = 1 + sum((size - 1) * stride for size, stride in steps)
+    return tensor.data_ptr(), tensor.data_ptr() + entries * tensor.element_size()
 
 
 def _logits(library: Any, logits: Tensor | None) -> Any:

@@ -310,6 +310,13 @@ def test_memory_follows_the_settings(folder):
     assert estimate_phases(stm, shape, teacher)["score"] == base["score"] + shape.weight_bytes
     more = load_config(folder / "run.toml", ["trainer.teacher_cache_mib=2048"])
     assert estimate_phases(more, shape, teacher)["update"] == base["update"] + (1 << 30)
+    # Of a teacher only hidden states are held, of the student's update the logits of a chunk.
+    wide = load_config(folder / "run.toml", ["trainer.max_microbatch_tokens=400000"])
+    wider = load_config(folder / "run.toml", ["trainer.max_microbatch_tokens=800000"])
+    first, second = (estimate_phases(each, shape, teacher) for each in (wide, wider))
+    assert second["score"] - first["score"] == 400_000 * teacher[0].hidden_size * 4
+    activations = shape.activation_bytes(400_000, 4, has_checkpointing=False)
+    assert second["update"] - first["update"] == activations
     longer = load_config(folder / "run.toml", ["rollout.max_trajectory_tokens=2048"])
     cache = 8 * 1024 * shape.num_layers * shape.key_value_size * 4
     assert estimate_phases(longer, shape, teacher)["rollout"] == base["rollout"] + cache

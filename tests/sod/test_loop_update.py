@@ -27,6 +27,7 @@ from sod.types import Trajectory, Turn
 from tests.sod.tiny import sharpened
 
 V = 40
+TEACHER_WIDTH = 32
 
 
 def make_model(seed, hidden_size=16):
@@ -67,7 +68,7 @@ def sampled_trajectories(model, count=5, temperature=0.8):
 
 @pytest.fixture
 def parts():
-    student, teacher = make_model(0), make_model(1, hidden_size=32)
+    student, teacher = make_model(0), make_model(1, hidden_size=TEACHER_WIDTH)
     trajectories = sampled_trajectories(student)
     sequences = [tokenize_trajectory(one) for one in trajectories]
     return student, LocalTeacher(teacher), trajectories, sequences
@@ -100,7 +101,7 @@ def test_microbatches_make_the_same_update_as_the_whole(parts):
             optimizer,
             make_algorithm(SODSection(form="vocab", reward_coefficient=0.0)),
             batches,
-            lambda _, batch: Targets(teacher.logits(batch), None),
+            lambda _, batch: Targets(teacher.hidden(batch), None),
             settings(sequences),
         )
         results.append((model, result, len(batches)))
@@ -126,7 +127,7 @@ def test_an_update_lowers_its_own_loss(parts):
             optimizer,
             make_algorithm(SODSection(form="vocab", reward_coefficient=0.0)),
             batches,
-            lambda _, batch: Targets(teacher.logits(batch), None),
+            lambda _, batch: Targets(teacher.hidden(batch), None),
             settings(sequences),
         ).metrics["kl/token_mean"]
         for _ in range(8)
@@ -138,10 +139,10 @@ class Explodes:
     name = "explodes"
     needs_teacher = False
 
-    def loss(self, batch, student_logits, teacher_logits, context):
+    def loss(self, batch, student, teacher, context):
         ones = torch.ones(batch.num_steps)
         return LossOutput(
-            loss=student_logits.sum() * math.inf,
+            loss=student.hidden.sum() * math.inf,
             token_sums={},
             step_divergence=ones,
             step_weights=ones,
@@ -176,9 +177,9 @@ def test_autocast_rounds_the_student_and_keeps_its_weights(parts):
         [batch],
         lambda *_: Targets(None, None),
         settings(sequences, autocast_dtype=torch.bfloat16),
-        lambda _, logits: seen.append(logits.dtype),
+        lambda _, scores: seen.append((scores.hidden.dtype, scores.weight.dtype)),
     )
-    assert seen == [torch.bfloat16]
+    assert seen == [(torch.bfloat16, torch.bfloat16)]
     assert not result.is_skipped
     assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
 
@@ -290,27 +291,27 @@ def test_a_teacher_is_frozen_and_gives_no_gradient(parts):
     _, teacher, _, sequences = parts
     assert teacher.capabilities == set(Capability)
     (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
-    assert not teacher.logits(batch).requires_grad
+    assert not teacher.hidden(batch).logits().requires_grad
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
 class CountingTeacher(LocalTeacher):
     calls = 0
 
-    def logits(self, batch):
+    def hidden(self, batch):
         self.calls += 1
-        return super().logits(batch)
+        return super().hidden(batch)
 
 
-@pytest.mark.parametrize(("max_bytes", "calls"), [(0, 4), (10**9, 2), (30 * V * 4, 3)])
+@pytest.mark.parametrize(("max_bytes", "calls"), [(0, 4), (10**9, 2), (30 * TEACHER_WIDTH * 4, 3)])
 def test_teacher_scores_are_kept_within_the_limit(parts, max_bytes, calls):
     _, teacher, _, sequences = parts
     counting = CountingTeacher(teacher.model)
-    scores = RoundScores(counting.logits, max_bytes=max_bytes)
+    scores = RoundScores(counting.hidden, max_bytes=max_bytes)
     batches = pack(sequences, range(5), max_tokens=40, pad_id=0)[:2]
     first = [scores.scores(k, batch) for k, batch in enumerate(batches)]
     second = [scores.scores(k, batch) for k, batch in enumerate(batches)]
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a.hidden, b.hidden) for a, b in zip(first, second, strict=True))
     assert counting.calls == calls
 
 
@@ -318,15 +319,15 @@ def test_teacher_and_reference_share_the_memory_for_kept_scores(parts):
     student, teacher, _, sequences = parts
     first, second = CountingTeacher(teacher.model), CountingTeacher(copy.deepcopy(student))
     (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
-    size = first.logits(batch).nbytes
-    for max_bytes, calls in ((2 * size, 1), (2 * size - 2, 3)):
+    sizes = [one.hidden(batch).nbytes for one in (first, second)]
+    for max_bytes, calls in ((2 * max(sizes), 1), (2 * min(sizes) - 2, 3)):
         first.calls = second.calls = 0
         source = RoundTargets(first, second, max_bytes=max_bytes).source(4)
         for _ in range(3):
             both = source(0, batch)
         assert (first.calls, second.calls) == (calls, calls)
-        assert torch.equal(both.teacher, teacher.logits(batch))
-        assert not torch.equal(both.reference, both.teacher)
+        assert torch.equal(both.teacher.hidden, teacher.hidden(batch).hidden)
+        assert both.reference.hidden.shape != both.teacher.hidden.shape
     nobody = RoundTargets(None, None, max_bytes=0).source(0)(0, batch)
     assert nobody == Targets(None, None)
 
@@ -367,7 +368,7 @@ def test_a_cap_that_the_settings_name_is_applied():
         tokenize_trajectory(Trajectory(task_id="a", turns=(Turn(context_ids=(3, 9), sampled_ids=(4, 7)),)))
     ]
     (batch,) = pack(sequences, [0], max_tokens=100, pad_id=0)
-    capped = LocalTeacher(model).logits(batch)
+    capped = LocalTeacher(model).hidden(batch).logits()
     torch.testing.assert_close(capped, model(input_ids=batch.input_ids).logits[0, 1:3].detach())
     assert float(capped.abs().max()) < 0.05
     plain = model.get_output_embeddings()(model.base_model(input_ids=batch.input_ids).last_hidden_state)

@@ -245,7 +245,7 @@ def test_tip_keeps_the_share_that_it_was_told(parts):
 def test_stm_holds_far_steps_to_the_reference(parts):
     batch, student, teacher = parts
     reference = logits(2)(batch)
-    context = replace(at(batch), anchor=0.4, reference_logits=reference)
+    context = replace(at(batch), anchor=0.4, reference=reference)
     output = make_algorithm(STMSection()).loss(batch, student, teacher, context)
     exact, _, kl, _, _ = pieces(batch, student, teacher)
     log_p, log_r = exact.log_softmax(-1), reference.double().log_softmax(-1)
@@ -262,7 +262,7 @@ def test_stm_holds_far_steps_to_the_reference(parts):
 
 def test_stm_needs_its_reference(parts):
     batch, student, teacher = parts
-    with pytest.raises(ValueError, match=r"stm: context\.reference_logits is None; wanted"):
+    with pytest.raises(ValueError, match=r"stm: context\.reference is None; wanted"):
         make_algorithm(STMSection()).loss(batch, student, teacher, at(batch))
 
 

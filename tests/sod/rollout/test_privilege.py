@@ -215,7 +215,7 @@ def batch(renderer):
 
 def test_the_teacher_scores_the_same_rows_behind_its_own_prompt(batch, tiny_model):
     made, trajectories = batch
-    scores = teacher_scores(LocalTeacher(tiny_model), made)
+    scores = teacher_scores(LocalTeacher(tiny_model), made).logits()
     assert torch.equal(made.told.labels, made.labels)
     assert torch.equal(made.told.row_steps, made.row_steps)
     wanted = []
@@ -273,13 +273,13 @@ def test_the_student_as_it_stands_is_asked_anew_and_left_in_its_mode(batch, tiny
     tiny_model.train()
     teacher = CurrentPolicy(tiny_model)
     targets = RoundTargets(teacher, None, max_bytes=10**9).source(0)
-    before = targets(0, made).teacher
+    before = targets(0, made).teacher.logits()
     assert tiny_model.training
     assert not before.requires_grad
     assert all(parameter.requires_grad for parameter in tiny_model.parameters())
     with torch.no_grad():
         tiny_model.model.norm.weight.mul_(1.5)
-    after = targets(0, made).teacher
+    after = targets(0, made).teacher.logits()
     assert float((before - after).abs().max()) > 0.1
 
 

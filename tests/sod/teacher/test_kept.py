@@ -16,7 +16,7 @@ from sod.config_teachers import TeacherSection, VLLMTeacherSection
 from sod.errors import ConfigError, DataError
 from sod.models import build_qwen3
 from sod.packing import num_trained_tokens, pack
-from sod.scoring import TopScores, row_logits
+from sod.scoring import TopScores, row_states
 from sod.teacher import Capability, KeptTeacher, LocalTeacher
 from sod.teacher.base import teacher_scores
 from sod.teacher.kept import SCORES_FILE
@@ -34,11 +34,11 @@ def model_of(seed):
 class Counting(LocalTeacher):
     num_sequences = 0
 
-    def logits(self, batch):
+    def hidden(self, batch):
         self.num_sequences += len(
             set(batch.rows.div(batch.input_ids.shape[1], rounding_mode="floor").tolist())
         )
-        return super().logits(batch)
+        return super().hidden(batch)
 
 
 def batch_of(*ids):
@@ -86,17 +86,17 @@ def test_what_is_listed_is_the_teacher_s_own(tmp_path):
         keeping = kept(tmp_path / str(number), teacher)
         losses = [
             make_algorithm(section, vocab_size=V)
-            .loss(batch, row_logits(student, batch), scores, context)
+            .loss(batch, row_states(student, batch), scores, context)
             .loss
             if not section.has_reward_term
             else torch.zeros(())
-            for scores in (teacher.logits(batch), teacher_scores(keeping, batch))
+            for scores in (teacher.hidden(batch), teacher_scores(keeping, batch))
         ]
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
         keeping.close()
     few = kept(tmp_path / "few", teacher, num_top=2)
     listed = few.top_scores(batch)
-    log_probs = teacher.logits(batch).log_softmax(-1)
+    log_probs = teacher.hidden(batch).logits().log_softmax(-1)
     for row in range(batch.num_rows):
         ids = [one for one in listed.ids[row].tolist() if one >= 0]
         assert set(ids) == {*log_probs[row].topk(2).indices.tolist(), int(batch.labels[row])}

@@ -120,7 +120,7 @@ def test_microbatches_have_one_teacher_each_and_it_scores_them(tiny_model):
     sequences = [tokenize_trajectory(one) for one in trajectories]
     batches = pack(sequences, range(4), max_tokens=10_000, pad_id=0, routes=routed.routes(trajectories))
     assert [(batch.route, batch.trajectories) for batch in batches] == [("big", (2, 0)), ("far", (1, 3))]
-    assert torch.equal(teacher_scores(routed, batches[0]), local.logits(batches[0]))
+    assert torch.equal(teacher_scores(routed, batches[0]).hidden, local.hidden(batches[0]).hidden)
     assert (teacher_scores(routed, batches[1]).log_probs == -1.5).all()
     assert routed.capabilities == listing.capabilities
     assert isinstance(routed, ListingTeacher)

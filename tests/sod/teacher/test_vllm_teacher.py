@@ -14,7 +14,7 @@ from sod.config_teachers import VLLMTeacherSection
 from sod.errors import ConfigError, RolloutError
 from sod.models import build_qwen3
 from sod.packing import num_trained_tokens, pack
-from sod.scoring import row_logits
+from sod.scoring import row_states
 from sod.teacher import Capability, LocalTeacher, VLLMTeacher
 from sod.teacher.factory import check_capabilities
 from sod.tokenization import tokenize_trajectory
@@ -74,7 +74,7 @@ def teacher_at(url, **changes):
 def loss_of(section, teacher_scores, *, student):
     batch, context = batch_of()
     return make_algorithm(section, vocab_size=V).loss(
-        batch, row_logits(student, batch), teacher_scores, context
+        batch, row_states(student, batch), teacher_scores, context
     )
 
 
@@ -93,7 +93,7 @@ def test_with_every_id_listed_it_is_the_teacher_of_full_logits(section):
         listing = teacher_at(server.url, num_top=V)
         listed = listing.top_scores(batch)
         listing.close()
-    whole = loss_of(section, LocalTeacher(copy.deepcopy(teacher)).logits(batch), student=student)
+    whole = loss_of(section, LocalTeacher(copy.deepcopy(teacher)).hidden(batch), student=student)
     few = loss_of(section, listed, student=student)
     assert few.loss.item() == pytest.approx(whole.loss.item(), rel=1e-4)
     torch.testing.assert_close(few.step_divergence, whole.step_divergence, rtol=1e-4, atol=1e-6)
@@ -112,7 +112,7 @@ def test_rows_get_their_own_ids_and_nothing_behind_the_last_response_is_asked():
     asked = sorted(tuple(body["prompt"]) for path, body in server.requests if body)
     assert asked == [(1, 2, 3, 4, 5, 6, 7, 8, 9), (3, 1, 2, 2, 11, 12)]
     assert listed.ids.shape == (batch.num_rows, 3)
-    full = LocalTeacher(teacher).logits(batch).log_softmax(-1)
+    full = LocalTeacher(teacher).hidden(batch).logits().log_softmax(-1)
     for row in range(batch.num_rows):
         known = listed.ids[row] >= 0
         ids = listed.ids[row][known]
@@ -131,7 +131,7 @@ def test_the_sampled_id_alone_serves_the_sampled_form_only():
         listed = sampled.top_scores(batch)
         assert torch.equal(listed.ids[:, 0], batch.labels)
         sampled.close()
-    whole = loss_of(OPDSection(form="sampled"), LocalTeacher(teacher).logits(batch), student=student)
+    whole = loss_of(OPDSection(form="sampled"), LocalTeacher(teacher).hidden(batch), student=student)
     few = loss_of(OPDSection(form="sampled"), listed, student=student)
     assert few.loss.item() == pytest.approx(whole.loss.item(), rel=1e-4)
     check_capabilities(sampled, OPDSection(form="sampled"))
