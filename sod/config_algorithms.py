@@ -219,6 +219,8 @@ class STMSection(RewardedSection):
     """A step weight is at most 1 + delta."""
     epsilon: Annotated[float, Above(0)] = 0.1
     """Added to both divergences of the weight's ratio, in nats."""
+    sharpness: Annotated[float, Above(0)] = 1.0
+    """Power of the weight's ratio; 1 is SOD's form, more leaves far steps to the reference."""
     min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     """A step weight is at least this."""
     step_divergence: Literal["abs_log_ratio", "kl"] = "kl"

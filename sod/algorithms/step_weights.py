@@ -97,7 +97,7 @@ class DecayAfterError:
 
 @dataclass(frozen=True, kw_only=True)
 class FromAnchor:
-    """w_k = clip((anchor + epsilon) / (d_k + epsilon), min_weight, 1 + delta), every step alike.
+    """w_k = clip(((anchor + epsilon) / (d_k + epsilon))^sharpness, min_weight, 1 + delta), every step alike.
 
     SOD's anchor is the first step of the step's own trajectory. Here it belongs to the whole batch, so that
     an easy first step does not starve the others, and a step is judged by what the student can do now.
@@ -109,6 +109,7 @@ class FromAnchor:
         constant: For "constant", nats.
         delta: A weight is at most 1 + delta.
         epsilon: Added to both sides of the ratio, nats: divergences well below it count as equal.
+        sharpness: Power of the ratio: how fast a weight falls once a step is farther than the anchor.
         min_weight: A weight is at least this.
 
     Source: ours; docs/math.md, "Two targets".
@@ -119,13 +120,14 @@ class FromAnchor:
     constant: float = 0.1
     delta: float = 0.2
     epsilon: float = 0.1
+    sharpness: float = 1.0
     min_weight: float = 0.0
 
     def __call__(self, context: StepContext) -> Tensor:
         """Weigh the steps; 0 for a step without tokens."""
         divergence, has_tokens = context.statistics.divergence, context.statistics.tokens > 0
         ratio = (self._anchor(context) + self.epsilon) / (divergence + self.epsilon)
-        return torch.where(has_tokens, ratio.clamp(self.min_weight, 1.0 + self.delta), 0.0)
+        return torch.where(has_tokens, ratio.pow(self.sharpness).clamp(self.min_weight, 1.0 + self.delta), 0.0)
 
     def _anchor(self, context: StepContext) -> Tensor:
         divergence = context.statistics.divergence

@@ -33,6 +33,7 @@ def stm(section: STMSection) -> StepObjective:
             constant=section.constant,
             delta=section.delta,
             epsilon=section.epsilon,
+            sharpness=section.sharpness,
             min_weight=section.min_weight,
         ),
         reward=constant(section.reward_coefficient),

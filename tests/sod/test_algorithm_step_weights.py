@@ -86,6 +86,12 @@ def test_an_anchor_of_the_whole_batch(options, anchor, wanted):
     assert weights[:3] == pytest.approx([min((wanted + 0.1) / (d + 0.1), 1.2) for d in (0.1, 0.8, 0.2)])
 
 
+def test_a_sharp_weight_falls_faster_beyond_the_anchor():
+    given = context([0, 0, 0], [0, 1, 2], [0, 0, 0], divergence=[0.1, 0.5, 1.1])
+    made = FromAnchor(anchor="constant", constant=0.5, sharpness=3.0)(given).tolist()
+    assert made == pytest.approx([1.2, 1.0, 0.125])
+
+
 def test_an_anchored_weight_has_a_least():
     given = context([0, 0], [0, 1], [0, 0], divergence=[0.1, 50.0])
     assert FromAnchor(anchor="constant", min_weight=0.3)(given).tolist() == pytest.approx([1.0, 0.3])
