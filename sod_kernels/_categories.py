@@ -190,7 +190,7 @@ def with_slopes(divergence: ListDivergence, log_probs: Tensor) -> Tensor:
     Returns:
         (...) of the same value in the dtype of `log_probs`, which autograd differentiates once.
     """
-    return cast(Tensor, _WithSlopes.apply(log_probs, *divergence))
+    return cast(Tensor, cast(Any, _WithSlopes).apply(log_probs, *divergence))
 
 
 def _rest(p: Tensor, teacher: TeacherList, unit: float) -> Categories:
