@@ -1,13 +1,16 @@
 """A teacher known by a list of ids per token: the list as categories, and divergences over them.
 
-All of it is (..., K + 1) torch arithmetic in float64: next to the one walk over the student's vocabulary it
-costs nothing. Slopes are written out by hand, as a sweep that makes its gradients on the way needs them.
+All of it is (..., K) torch arithmetic in float64. It costs the same whatever the vocabulary, so that at a
+small one it weighs as much as the walk over the student's logits: every pass over the lists counts, and the
+exponentials of a side are taken once. A category that a token lacks has no mass on either side, -inf, and so
+adds nothing anywhere. Slopes are written out by hand, as a sweep that makes its gradients on the way needs
+them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,64 +24,83 @@ class TeacherList(NamedTuple):
     """What the teacher said, each id once.
 
     Attributes:
-        log_probs: (..., K) float64, 0 where there is no id.
-        ids: (..., K) int64, -1 where there is no id.
+        log_probs: (..., K) float64, -inf where there is no id.
+        ids: (..., K) int64, negative where there is no id.
         is_there: (..., K) bool.
         tail: (...) float64, log of the mass that is not in the list.
-        is_full: (...) bool, whether the list is the whole vocabulary, so that there is no tail.
+        num_ids: (...) int64, how many ids the list has.
+        vocab_size: Number of valid columns; a list of as many has no tail.
     """
 
     log_probs: Tensor
     ids: Tensor
     is_there: Tensor
     tail: Tensor
-    is_full: Tensor
+    num_ids: Tensor
+    vocab_size: int
 
 
 class Categories(NamedTuple):
-    """Both sides over the same categories, (..., C); `is_there` says which of them a token has."""
+    """Both sides over the same categories, (..., C); -inf on both where a token lacks one."""
 
     log_p: Tensor
     log_q: Tensor
-    is_there: Tensor
+    p: Tensor
 
 
-def read_teacher(log_probs: Tensor, ids: Tensor, is_active: Tensor, vocab_size: int) -> TeacherList:
+def listed_ids(ids: Tensor, is_active: Tensor) -> Tensor:
+    """Mark what is not read.
+
+    Args:
+        ids: (..., K) integer, negative where absent.
+        is_active: (...) bool, whether the token is in a step; the others' lists are not read.
+
+    Returns:
+        (..., K) int64, negative where nothing is read; detached.
+    """
+    return torch.where(is_active[..., None], ids.detach().to(torch.int64), -1)
+
+
+def read_teacher(
+    log_probs: Tensor, ids: Tensor, vocab_size: int, *, may_repeat: bool = True
+) -> tuple[TeacherList, Tensor]:
     """Read the teacher's lists: of an id that occurs several times the entry of largest log-prob counts.
 
     Args:
         log_probs: (..., K) floating.
-        ids: (..., K) integer, negative where absent.
-        is_active: (...) bool, whether the token is in a step; the others' lists are not read.
+        ids: (..., K) from `listed_ids`.
         vocab_size: Number of valid columns.
+        may_repeat: False if every id is known to occur once.
 
     Returns:
-        The lists, detached.
+        The lists, detached; and the mass that each token's adds up to, (...) float64.
     """
-    ids = ids.detach().to(torch.int64)
-    is_there = (ids >= 0) & is_active[..., None]
-    values = torch.where(is_there, log_probs.detach().double(), -torch.inf)
+    values = torch.where(ids >= 0, log_probs.detach().double(), -torch.inf)
+    if may_repeat:
+        is_again = _is_again(values, ids)
+        values, ids = torch.where(is_again, -torch.inf, values), torch.where(is_again, -1, ids)
+    mass = values.exp().sum(-1)
+    tail = _tail(mass, torch.finfo(log_probs.dtype).eps).log()
+    return assemble(values, ids, tail, vocab_size=vocab_size), mass
+
+
+def _is_again(values: Tensor, ids: Tensor) -> Tensor:
+    """Which entries have an id that another entry of the same list stands for."""
     # By id, and within an id from the largest value down: every entry after an equal id is a repetition.
     by_value = values.argsort(dim=-1, descending=True, stable=True)
     order = by_value.gather(-1, ids.gather(-1, by_value).argsort(dim=-1, stable=True))
     ranked = ids.gather(-1, order)
-    is_again = torch.zeros_like(is_there)
+    is_again = torch.zeros_like(ids, dtype=torch.bool)
     is_again[..., 1:] = ranked[..., 1:] == ranked[..., :-1]
-    is_there = is_there & ~torch.zeros_like(is_there).scatter(-1, order, is_again)
-    return assemble(
-        torch.where(is_there, values, 0.0),
-        torch.where(is_there, ids, -1),
-        _log_tail(values, is_there, torch.finfo(log_probs.dtype).eps),
-        vocab_size=vocab_size,
-    )
+    return torch.zeros_like(is_again).scatter(-1, order, is_again)
 
 
 def assemble(log_probs: Tensor, ids: Tensor, tail: Tensor, *, vocab_size: int) -> TeacherList:
     """Put lists together from what cannot be worked out from the rest.
 
     Args:
-        log_probs: (..., K) float64, 0 where there is no id.
-        ids: (..., K) int64, -1 where there is no id, each id once.
+        log_probs: (..., K) float64, -inf where there is no id.
+        ids: (..., K) int64, negative where there is no id, each id once.
         tail: (...) float64, log of the mass that is not in the list.
         vocab_size: Number of valid columns.
 
@@ -86,17 +108,16 @@ def assemble(log_probs: Tensor, ids: Tensor, tail: Tensor, *, vocab_size: int) -
         The lists.
     """
     is_there = ids >= 0
-    return TeacherList(log_probs, ids, is_there, tail, is_full=is_there.sum(-1) >= vocab_size)
+    return TeacherList(log_probs, ids, is_there, tail, is_there.sum(-1), vocab_size)
 
 
-def _log_tail(log_probs: Tensor, is_there: Tensor, unit: float) -> Tensor:
-    """Log of the mass outside the list; less than a rounding unit of the numbers given cannot be told from 0.
+def _tail(mass: Tensor, unit: float) -> Tensor:
+    """Mass outside a list; less than a rounding unit of the numbers given cannot be told from 0.
 
     The unit in its place keeps a peaked distribution, whose listed mass rounds to 1, from an infinite
     divergence that nobody measured.
     """
-    mass = torch.where(is_there, log_probs, -torch.inf).exp().sum(-1)
-    return (1.0 - mass).clamp(min=unit).log()
+    return (1.0 - mass).clamp(min=unit)
 
 
 class ListDivergence(NamedTuple):
@@ -128,103 +149,119 @@ def list_divergence(
     Returns:
         Value and slopes, detached.
     """
-    student = student.detach()
-    categories, is_void = _make_categories(student, teacher, tail, unit)
-    value, slopes = _divergence(categories, spec)
-    has_mass = teacher.is_there & (student != -torch.inf)
-    mass = torch.where(has_mass, student.exp(), 0.0)
-    if tail == "bucket":
-        rest = (1.0 - mass.sum(-1, keepdim=True)).clamp(min=unit)
-        # A tail that counts as the unit does not move.
-        of_rest = torch.where(rest > unit, slopes[..., -1:] / rest, 0.0)
-        slopes = slopes[..., :-1] - mass * of_rest
-    elif tail == "renormalise":
-        share = torch.where(has_mass, categories.log_p.exp(), 0.0)
-        slopes = slopes - share * slopes.sum(-1, keepdim=True)
+    log_p = torch.where(teacher.is_there, student.detach(), -torch.inf)
+    if tail == "renormalise":
+        value, slopes = _renormalised_divergence(log_p, teacher, spec)
+    else:
+        p = log_p.exp()
+        value, slopes = _divergence(Categories(log_p, teacher.log_probs, p), spec)
+        if tail == "bucket":
+            rest = _rest(p, teacher, unit)
+            of_rest, slope = _divergence(rest, spec)
+            value = value + of_rest
+            # A tail that counts as the unit does not move.
+            slopes = slopes - p * torch.where(rest.p > unit, slope / rest.p, 0.0)
     if tail != "drop":
         value = value.clamp(min=0.0)
-    value = torch.where(is_void, torch.inf, value)
-    slopes = torch.where(has_mass & (value != torch.inf)[..., None], slopes, 0.0)
-    return ListDivergence(value, slopes)
+    return ListDivergence(value, torch.where((value == torch.inf)[..., None], 0.0, slopes))
 
 
-def with_slopes(value: Tensor, slopes: Tensor, log_probs: Tensor) -> Tensor:
+class _WithSlopes(torch.autograd.Function):
+    """A value whose derivatives were worked out beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, log_probs: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+        ctx.save_for_backward(slopes)
+        return value.to(log_probs.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (slopes * grad[..., None]).to(grad.dtype), None, None
+
+
+def with_slopes(divergence: ListDivergence, log_probs: Tensor) -> Tensor:
     """Give a value the derivatives that were worked out for it.
 
     Args:
-        value: (...) of a `ListDivergence`.
-        slopes: (..., K) likewise.
+        divergence: Value and slopes.
         log_probs: (..., K) of which the slopes are the derivatives; with its graph.
 
     Returns:
-        (...) of the same value, which autograd differentiates once.
+        (...) of the same value in the dtype of `log_probs`, which autograd differentiates once.
     """
-    moves = torch.where(log_probs.isfinite(), log_probs - log_probs.detach(), 0.0)
-    return value + (slopes * moves).sum(-1)
+    return cast(Tensor, cast(Any, _WithSlopes).apply(log_probs, *divergence))
 
 
-def _make_categories(
-    student: Tensor, teacher: TeacherList, tail: str, unit: float
-) -> tuple[Categories, Tensor]:
-    """Bring both sides over the same categories.
+def _rest(p: Tensor, teacher: TeacherList, unit: float) -> Categories:
+    """The tail as a category of its own, (..., 1), of which a list of the whole vocabulary has none.
 
-    Returns:
-        The categories, and (...) bool whether they are void: a side has no mass to renormalise.
+    Nor has an empty one, as at tokens in no step: there is nothing to compare.
     """
-    is_there = teacher.is_there
-    log_p, log_q = torch.where(is_there, student, 0.0), teacher.log_probs
-    is_void = torch.zeros_like(teacher.is_full)
-    if tail == "bucket":
-        student_tail = _log_tail(log_p, is_there, unit)
-        log_p = torch.cat((log_p, student_tail[..., None]), -1)
-        log_q = torch.cat((log_q, teacher.tail[..., None]), -1)
-        # Without a list, as at tokens in no step, there is nothing to compare.
-        has_tail = is_there.any(-1) & ~teacher.is_full
-        is_there = torch.cat((is_there, has_tail[..., None]), -1)
-    elif tail == "renormalise":
-        log_p, no_student = _renormalised(log_p, is_there)
-        log_q, no_teacher = _renormalised(log_q, is_there)
-        is_void = (no_student | no_teacher) & is_there.any(-1)
-    return Categories(log_p, log_q, is_there), is_void
+    has_tail = ((teacher.num_ids > 0) & (teacher.num_ids < teacher.vocab_size))[..., None]
+    rest = torch.where(has_tail, _tail(p.sum(-1, keepdim=True), unit), 0.0)
+    return Categories(rest.log(), torch.where(has_tail, teacher.tail[..., None], -torch.inf), rest)
 
 
-def _renormalised(log_probs: Tensor, is_there: Tensor) -> tuple[Tensor, Tensor]:
+def _renormalised_divergence(
+    log_p: Tensor, teacher: TeacherList, spec: DivergenceSpec
+) -> tuple[Tensor, Tensor]:
+    """Value and slopes given that the token is in the list; +inf where a side has no mass to renormalise."""
+    log_p, no_student = _renormalised(log_p)
+    log_q, no_teacher = _renormalised(teacher.log_probs)
+    p = log_p.exp()
+    value, slopes = _divergence(Categories(log_p, log_q, p), spec)
+    is_void = (no_student | no_teacher) & (teacher.num_ids > 0)
+    return torch.where(is_void, torch.inf, value), slopes - p * slopes.sum(-1, keepdim=True)
+
+
+def _renormalised(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities given that the token is in the list, and where the list has no mass at all."""
-    listed = torch.where(is_there, log_probs, -torch.inf)
-    has_none = (listed == -torch.inf).all(-1)
-    lse = torch.where(has_none[..., None], 0.0, listed).logsumexp(-1, keepdim=True)
-    return torch.where(has_none[..., None], 0.0, log_probs - lse), has_none
+    lse = log_probs.logsumexp(-1, keepdim=True)
+    has_none = lse == -torch.inf
+    return log_probs - torch.where(has_none, 0.0, lse), has_none[..., 0]
 
 
 def _divergence(categories: Categories, spec: DivergenceSpec) -> tuple[Tensor, Tensor]:
     """Sum over the categories, (...), +inf where the definition says so; slopes in log_p, (..., C)."""
-    has_p = categories.is_there & (categories.log_p != -torch.inf)
-    has_q = categories.is_there & (categories.log_q != -torch.inf)
-    # (-inf) - (-inf) is no number, so a logarithm without mass is replaced.
-    log_p = torch.where(has_p, categories.log_p, 0.0)
-    log_q = torch.where(has_q, categories.log_q, 0.0)
-    p, q = torch.where(has_p, log_p.exp(), 0.0), torch.where(has_q, log_q.exp(), 0.0)
-    floor = spec.min_log_prob
+    log_p, log_q, p = categories
+    floor = -torch.inf if spec.min_log_prob is None else spec.min_log_prob
     if spec.divergence == "jsd":
-        weight_p, weight_q = math.log1p(-spec.beta), math.log(spec.beta)
-        one_side = torch.where(has_p, log_p + weight_p, log_q + weight_q)
-        both_sides = torch.logaddexp(log_p + weight_p, log_q + weight_q)
-        mixture = torch.where(has_p & has_q, both_sides, one_side)
-        of_student = (1.0 - spec.beta) * p * (log_p - mixture)
-        return (of_student + spec.beta * q * (log_q - mixture)).sum(-1), of_student
+        return _jensen_shannon(categories, spec.beta)
     if spec.divergence == "reverse_kl":
-        divisor = log_q if floor is None else torch.where(has_q, log_q.clamp(min=floor), floor)
-        terms = p * (log_p - divisor)
-        return _sum(terms, has_p & ~has_q, floor), terms + p
-    divisor = log_p if floor is None else torch.where(has_p, log_p.clamp(min=floor), floor)
-    moves = has_p if floor is None else has_p & (log_p > floor)
-    return _sum(q * (log_q - divisor), has_q & ~has_p, floor), torch.where(moves, -q, 0.0)
+        total, terms = _kl(p, log_p, log_q, floor)
+        return total, terms + p
+    q = log_q.exp()
+    # Under the floor the student's side does not move.
+    return _kl(q, log_q, log_p, floor)[0], torch.where(log_p <= floor, 0.0, -q)
 
 
-def _sum(terms: Tensor, is_infinite: Tensor, floor: float | None) -> Tensor:
-    """Add up the terms of a KL, which without a floor is infinite where the other side has no mass."""
+def _kl(p: Tensor, log_p: Tensor, log_q: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """KL(p || q) under a floor of log q, (...), and its terms; +inf where q, without one, lacks mass of p."""
+    divisor = log_q if floor == -torch.inf else log_q.clamp(min=floor)
+    # (-inf) - (-inf) is no number.
+    log_ratio = torch.where(log_p == -torch.inf, 0.0, log_p - divisor)
+    terms = p * log_ratio
     total = terms.sum(-1)
-    return total if floor is not None else torch.where(is_infinite.any(-1), torch.inf, total)
+    if floor == -torch.inf:
+        # Said outright, as the mass may have rounded to 0.
+        total = torch.where(log_ratio.amax(-1) == torch.inf, torch.inf, total)
+    return total, terms
+
+
+def _jensen_shannon(categories: Categories, beta: float) -> tuple[Tensor, Tensor]:
+    """The Jensen-Shannon divergence, (...), and its slopes in log_p, the student's terms."""
+    log_p, log_q, p = categories
+    q = log_q.exp()
+    has_p, has_q = log_p != -torch.inf, log_q != -torch.inf
+    # (-inf) - (-inf) is no number, so a logarithm without mass is replaced.
+    log_p, log_q = torch.where(has_p, log_p, 0.0), torch.where(has_q, log_q, 0.0)
+    weight_p, weight_q = math.log1p(-beta), math.log(beta)
+    one_side = torch.where(has_p, log_p + weight_p, log_q + weight_q)
+    both_sides = torch.logaddexp(log_p + weight_p, log_q + weight_q)
+    mixture = torch.where(has_p & has_q, both_sides, one_side)
+    of_student = (1.0 - beta) * p * (log_p - mixture)
+    return (of_student + beta * q * (log_q - mixture)).sum(-1), of_student
 
 
 def is_listed(teacher: TeacherList, sampled_ids: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class ListInputs(NamedTuple):
 
     Attributes:
         student_logits: (B, T, >= vocab_size) floating, last stride 1.
-        teacher_log_probs: (B, T, K) float64, 0 where there is no id.
-        teacher_ids: (B, T, K) int64, -1 where there is no id, each id once.
+        teacher_log_probs: (B, T, K) float64, -inf where there is no id.
+        teacher_ids: (B, T, K) int64, negative where there is no id, each id once.
         teacher_tail: (B, T) float64, log of the mass that is not in the list.
         step_ids: (B, T) int64, contiguous, -1 in no step.
         sampled_ids: (B, T) int64, read at rows in a step only; None without.
@@ -125,8 +125,8 @@ def list_stats(
     """
     dtype, num_ids = swept.log_probs.dtype, teacher.ids.shape[-1]
     listed = swept.log_probs[..., :num_ids]
-    value, slopes = _categories.list_divergence(listed.double(), teacher, spec, tail, torch.finfo(dtype).eps)
-    token_kl = _categories.with_slopes(value, slopes, listed).to(dtype)
+    divergence = _categories.list_divergence(listed.double(), teacher, spec, tail, torch.finfo(dtype).eps)
+    token_kl = _categories.with_slopes(divergence, listed)
     pair = None
     if sampled_ids is not None:
         theirs = _categories.teacher_log_probs(teacher, sampled_ids, spec).to(dtype)
@@ -142,7 +142,7 @@ def list_stats(
         row_state=swept.row_state,
         step_sums=step_sums(token_kl, swept.student_entropy, pair, step_ids, num_steps),
     )
-    return stats, slopes
+    return stats, divergence.slopes
 
 
 class ListSweeps:

@@ -56,8 +56,8 @@ def step_means(values: Tensor, step_ids: Tensor, num_steps: int) -> Tensor:
         ValueError: If shapes differ or (checked on the CPU only) an id is out of range.
     """
     _checks.check_step_means(values, step_ids, num_steps)
-    sums, counts = _sums_and_counts(values.detach().flatten(), step_ids.flatten(), num_steps)
-    return torch.where(counts > 0, sums / counts.clamp(min=1.0), 0.0)
+    sums, counts = _sums_and_counts(values.detach().flatten()[None], step_ids.flatten(), num_steps)
+    return torch.where(counts > 0, sums[0] / counts.clamp(min=1.0), 0.0)
 
 
 def segment_sums(values: Tensor, segment_ids: Tensor, num_segments: int) -> Tensor:
@@ -71,7 +71,7 @@ def segment_sums(values: Tensor, segment_ids: Tensor, num_segments: int) -> Tens
     Returns:
         (num_segments,) float64.
     """
-    return _sums_and_counts(values, segment_ids, num_segments)[0]
+    return _sums_and_counts(values[None], segment_ids, num_segments)[0][0]
 
 
 def step_sums(
@@ -93,49 +93,58 @@ def step_sums(
     Returns:
         (S, 5) float64, in an order that does not depend on threads.
     """
-    zeros = torch.zeros_like(token_kl)
-    student, teacher = (zeros, zeros) if log_probs is None else log_probs
-    columns = (torch.ones_like(zeros), token_kl, (student - teacher).abs(), -student, student_entropy)
-    ids = step_ids.flatten()
-    return torch.stack([segment_sums(column.detach().flatten(), ids, num_steps) for column in columns], -1)
+    columns = [token_kl, student_entropy]
+    if log_probs is not None:
+        student, teacher = log_probs
+        columns += [(student - teacher).abs(), -student]
+    values = torch.stack([column.detach().flatten() for column in columns])
+    sums, counts = _sums_and_counts(values, step_ids.flatten(), num_steps)
+    kl, entropy, *sampled = sums
+    gap, nll = sampled or (torch.zeros_like(kl), torch.zeros_like(kl))
+    return torch.stack([counts, kl, gap, nll, entropy], -1)
 
 
 def _sums_and_counts(values: Tensor, ids: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
+    """Sums (C, S) of the columns of values, (C, N), and counts (S,); both float64."""
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
         sums = _scatter_sums(values, ids, num_segments)
     else:
         sums = _sorted_sums(values, ids, num_segments)
-    return sums[0], sums[1]
+    return sums[:-1], sums[-1]
 
 
 def _scatter_sums(values: Tensor, ids: Tensor, num_segments: int) -> Tensor:
-    """(2, S) sums and counts on the CPU, in chunks that stay in cache.
+    """(C + 1, S) sums and counts on the CPU, in chunks that stay in cache.
 
-    A complex scatter adds the value (real part) and the count (imaginary part) in one walk. A fixed number of
-    lanes, each with a row of its own, lets threads share a chunk without changing the order of any sum.
+    A complex scatter adds two columns in one walk, a column of ones among them. A fixed number of lanes, each
+    with a row of its own, lets threads share a chunk without changing the order of any sum.
     """
-    num_tokens = values.numel()
+    num_columns, num_tokens = values.shape
+    num_pairs = num_columns // 2 + 1
     has_lanes = num_tokens >= 4 * _LANES * (num_segments + 1)
-    # Column 0 collects the tokens in no step.
-    sums = torch.zeros(_LANES if has_lanes else 1, num_segments + 1, dtype=torch.complex128)
-    pairs = torch.ones(min(_CHUNK_TOKENS, num_tokens), 2, dtype=torch.float64)
+    # Bin 0 collects the tokens in no step.
+    sums = torch.zeros(num_pairs, _LANES if has_lanes else 1, num_segments + 1, dtype=torch.complex128)
+    pairs = torch.ones(num_pairs, min(_CHUNK_TOKENS, num_tokens), 2, dtype=torch.float64)
     for begin in range(0, num_tokens, _CHUNK_TOKENS):
-        columns = ids[begin : begin + _CHUNK_TOKENS].long() + 1
-        pairs[: columns.numel(), 0] = values[begin : begin + _CHUNK_TOKENS]
-        lanes = _LANES if has_lanes and columns.numel() % _LANES == 0 else 1
-        chunk = torch.view_as_complex(pairs[: columns.numel()]).view(lanes, -1)
-        sums[:lanes].scatter_add_(1, columns.view(lanes, -1), chunk)
-    return torch.view_as_real(sums.sum(0))[1:].T
+        bins = ids[begin : begin + _CHUNK_TOKENS].long() + 1
+        num_bins = bins.numel()
+        for column in range(num_columns):
+            pairs[column // 2, :num_bins, column % 2] = values[column, begin : begin + _CHUNK_TOKENS]
+        lanes = _LANES if has_lanes and num_bins % _LANES == 0 else 1
+        chunk = torch.view_as_complex(pairs[:, :num_bins]).view(num_pairs, lanes, -1)
+        sums[:, :lanes].scatter_add_(2, bins.view(1, lanes, -1).expand(num_pairs, -1, -1), chunk)
+    by_pair = torch.view_as_real(sums.sum(1))[:, 1:]
+    return by_pair.transpose(1, 2).flatten(0, 1)[: num_columns + 1]
 
 
 def _sorted_sums(values: Tensor, ids: Tensor, num_segments: int) -> Tensor:
-    """(2, S) sums and counts by a stable sort: no atomics, no wait for the device, fit for capture."""
+    """(C + 1, S) sums and counts by a stable sort: no atomics, no wait for the device, fit for capture."""
     ranked, order = torch.sort(ids, stable=True)
     borders = torch.searchsorted(ranked, torch.arange(num_segments + 1, device=ids.device, dtype=ids.dtype))
     sums = torch.segment_reduce(
-        values.double()[order], "sum", offsets=borders, axis=0, unsafe=True, initial=0.0
+        values.T.double()[order], "sum", offsets=borders, axis=0, unsafe=True, initial=0.0
     )
-    return torch.stack([sums, borders.diff().double()])
+    return torch.cat([sums.T, borders.diff().double()[None]])
 
 
 def dense_ids(labels: Tensor) -> Tensor:

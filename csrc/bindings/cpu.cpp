@@ -5,6 +5,7 @@
 #include "bindings/arguments.h"
 #include "bindings/unit_arguments.h"
 #include "cpu/alignment.h"
+#include "cpu/lists.h"
 #include "cpu/log_probs.h"
 #include "cpu/memory.h"
 #include "cpu/step_kl.h"
@@ -56,6 +57,10 @@ void define_alignment(py::module_& module) {
   module.def("align", &sod::cpu::align, py::kw_only(), py::arg("problem"), py::arg("outputs"), WithoutGil());
 }
 
+bool any_repeats(Address ids, std::int64_t num_lists, std::int64_t num_ids, int num_threads) {
+  return sod::cpu::any_repeats({pointer<std::int64_t>(ids), num_lists, num_ids}, num_threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -82,5 +87,7 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("num_threads"), WithoutGil());
   module.def("unit_backward", &sod::cpu::unit_backward, py::kw_only(), py::arg("problem"),
              py::arg("upstream"), py::arg("gradient"), py::arg("num_threads"), WithoutGil());
+  module.def("any_repeats", &any_repeats, py::kw_only(), py::arg("ids"), py::arg("num_lists"),
+             py::arg("num_ids"), py::arg("num_threads"), WithoutGil());
   module.def("has_threads", &sod::cpu::has_threads);
 }

@@ -39,23 +39,21 @@ def check_teacher_list(function: str, teacher_log_probs: Any, teacher_ids: Any, 
     check_tensor(function, "teacher_ids", teacher_ids, shape=shape, dtypes=INTEGER_DTYPES, device=device)
 
 
-def check_teacher_ids(function: str, teacher_ids: Tensor, is_active: Tensor, vocab_size: int) -> None:
-    """Refuse listed ids beyond the vocabulary; negative ones are absent, tokens in no step may have any.
+def check_teacher_ids(function: str, teacher_ids: Tensor, vocab_size: int) -> None:
+    """Refuse listed ids beyond the vocabulary.
 
     Args:
         function: Name for the message.
-        teacher_ids: (..., K) integer.
-        is_active: (...) bool, whether the token is in a step.
+        teacher_ids: (..., K) int64, negative where nothing is read.
         vocab_size: Number of valid columns.
 
     Raises:
         ValueError: If an id is too large; on other devices than the CPU by a device-side assertion.
     """
-    is_odd = (teacher_ids >= vocab_size) & is_active[..., None]
     if not can_look(teacher_ids):
-        torch._assert_async(~is_odd.any(), f"{function}: teacher_ids out of range")
-    elif bool(is_odd.any()):
-        where = tuple(is_odd.nonzero()[0].tolist())
+        torch._assert_async((teacher_ids < vocab_size).all(), f"{function}: teacher_ids out of range")
+    elif teacher_ids.numel() and int(teacher_ids.max()) >= vocab_size:
+        where = tuple((teacher_ids >= vocab_size).nonzero()[0].tolist())
         raise ValueError(
             f"{function}: teacher_ids holds {teacher_ids[where].item()} at {list(where)}; wanted ids up to "
             f"{vocab_size - 1}, the student's columns, or negative ones for absent. Make tokens that the "
@@ -63,35 +61,32 @@ def check_teacher_ids(function: str, teacher_ids: Tensor, is_active: Tensor, voc
         )
 
 
-def check_teacher_mass(function: str, log_probs: Tensor, is_there: Tensor) -> None:
+def check_teacher_mass(function: str, log_probs: Tensor, mass: Tensor) -> None:
     """Refuse lists that are no log-probabilities; looked at on the CPU only.
 
     Args:
         function: Name for the message.
-        log_probs: (..., K) float64.
-        is_there: (..., K) bool, which entries count.
+        log_probs: (..., K) float64, -inf where nothing is read.
+        mass: (...) float64, what each token's add up to.
 
     Raises:
         ValueError: If one is NaN, or a token's add up to clearly more than 1.
     """
-    if not can_look(log_probs):
+    if not can_look(mass) or bool((mass <= _MOST_MASS).all()):
         return
-    is_odd = is_there & log_probs.isnan()
+    is_odd = log_probs.isnan()
     if bool(is_odd.any()):
         where = tuple(is_odd.nonzero()[0].tolist())
         raise ValueError(
             f"{function}: teacher_log_probs holds nan at {list(where)}; wanted log-probabilities. Give an "
             "entry without one a negative id."
         )
-    mass = torch.where(is_there, log_probs, -torch.inf).exp().sum(-1)
-    is_odd = mass > _MOST_MASS
-    if bool(is_odd.any()):
-        where = tuple(is_odd.nonzero()[0].tolist())
-        raise ValueError(
-            f"{function}: teacher_log_probs at {list(where)} add up to a probability of "
-            f"{mass[where].item():.4g}; wanted at most 1. Give log-probabilities over the whole vocabulary, "
-            "not logits."
-        )
+    where = tuple((mass > _MOST_MASS).nonzero()[0].tolist())
+    raise ValueError(
+        f"{function}: teacher_log_probs at {list(where)} add up to a probability of "
+        f"{mass[where].item():.4g}; wanted at most 1. Give log-probabilities over the whole vocabulary, "
+        "not logits."
+    )
 
 
 def check_sampled_are_listed(

@@ -15,6 +15,7 @@ from sod_kernels._list_sweeps import list_stats
 from sod_kernels.functional.log_probs import sweep
 from sod_kernels.functional.options import Options, Weighting
 from sod_kernels.functional.output import finish
+from sod_kernels.native import lists
 from sod_kernels.types import StepKLOutput
 
 if TYPE_CHECKING:
@@ -184,9 +185,12 @@ def read_lists(
             needed; on other devices than the CPU ids fail a device-side assertion.
     """
     is_active = step_ids >= 0
-    topk.check_teacher_ids(options.function, ids, is_active, vocab_size)
-    teacher = _categories.read_teacher(log_probs, ids, is_active, vocab_size)
-    topk.check_teacher_mass(options.function, teacher.log_probs, teacher.is_there)
+    listed = _categories.listed_ids(ids, is_active)
+    topk.check_teacher_ids(options.function, listed, vocab_size)
+    teacher, mass = _categories.read_teacher(
+        log_probs, listed, vocab_size, may_repeat=lists.may_repeat(listed)
+    )
+    topk.check_teacher_mass(options.function, teacher.log_probs, mass)
     if sampled_ids is not None and options.step_divergence == "abs_log_ratio":
         is_listed = _categories.is_listed(teacher, sampled_ids)
         topk.check_sampled_are_listed(options.function, sampled_ids, is_listed, is_active)

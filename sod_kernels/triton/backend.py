@@ -46,7 +46,7 @@ def _floor(spec: DivergenceSpec) -> tuple[float, ...]:
 
 
 def _sweeps(
-    inputs: TokenInputs, spec: DivergenceSpec, meta: dict[str, int], num_warps: int
+    inputs: TokenInputs, spec: DivergenceSpec, meta: dict[str, int], config: SweepConfig
 ) -> tuple[Tensor, Tensor | None]:
     """Run the sweeps over the logits: the programs' states (N, sides, 3, splits) and sums (N, 3, splits)."""
     from sod_kernels.triton.forward_kernels import first_sweep_kernel, second_sweep_kernel
@@ -68,7 +68,7 @@ def _sweeps(
         *_inverse_temperature(spec),
         MEASURE=measure,
         REFERENCE_MEASURE=of_reference,
-        num_warps=num_warps,
+        **config.resources,
         **meta,
     )
     if not needs_second_sweep(spec.divergence, has_floor=has_floor):
@@ -85,7 +85,7 @@ def _sweeps(
         *_floor(spec),
         DIVERGENCE=spec.divergence,
         SIDES=sides,
-        num_warps=num_warps,
+        **config.resources,
         **meta,
     )
     return state, partial
@@ -162,7 +162,7 @@ def forward(
     stats = _new_stats(inputs, num_steps)
     # Triton launches on the current device.
     with torch.cuda.device_of(student):
-        state, partial = _sweeps(inputs, spec, meta, config.num_warps)
+        state, partial = _sweeps(inputs, spec, meta, config)
         launch(
             finish_rows_kernel,
             step_ids.numel(),
@@ -229,7 +229,7 @@ def backward(
             *_floor(spec),
             DIVERGENCE=spec.divergence,
             HAS_FLOOR=spec.min_log_prob is not None,
-            num_warps=config.num_warps,
+            **config.resources,
             **meta,
         )
     return grad

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -21,6 +22,8 @@ LOG_PROB_BLOCK = 32
 LOG_PROB_WARPS = 4
 # Gathered columns come one by one, whatever the dtype of the logits; their numbers come as int32.
 UNIT_VECTOR = 4
+# With 256 threads, two programs fit in the 65,536 registers of an NVIDIA multiprocessor.
+TWO_PROGRAMS = 128
 _VECTOR_BYTES = 16
 
 
@@ -33,12 +36,19 @@ class SweepConfig:
         lanes: Online-softmax states kept side by side in a program; one per thread on a GPU.
         splits: Programs that share a row, a power of two.
         num_warps: Warps per program.
+        max_registers: Per thread, for the assembler; None leaves it the choice.
     """
 
     block_size: int
     lanes: int
     splits: int
     num_warps: int
+    max_registers: int | None = None
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What `launch` and a `Variant` take beside the compile-time arguments."""
+        return {"num_warps": self.num_warps, "max_registers": self.max_registers}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +78,11 @@ def _config(
 _HALF = _config(256, 4, 8, forward_block=4096, backward_block=2048)
 _SINGLE = _config(256, 4, 8, forward_block=2048, backward_block=2048)
 _DOUBLE = _config(256, 4, 8, forward_block=1024, backward_block=1024)
+# Left to itself the assembler squeezes some sweeps into the 64 registers of four programs per multiprocessor,
+# and spills on the way; given those of two, which is what the sweeps are built for, it spills nothing.
+_HALF_SM_80 = replace(_HALF, forward=replace(_HALF.forward, max_registers=TWO_PROGRAMS))
+_DOUBLE_SM_80 = replace(_DOUBLE, forward=replace(_DOUBLE.forward, max_registers=TWO_PROGRAMS))
+_SINGLE_SM_100 = replace(_SINGLE, backward=replace(_SINGLE.backward, max_registers=TWO_PROGRAMS))
 # A wavefront of gfx942 has 64 threads.
 _HALF_WAVE64 = _config(512, 4, 8, forward_block=4096, backward_block=4096)
 _SINGLE_WAVE64 = _config(512, 4, 8, forward_block=2048, backward_block=2048)
@@ -86,6 +101,9 @@ CONFIGS: dict[tuple[str, torch.dtype], LaunchConfig] = {
             (torch.float64, _DOUBLE),
         )
     },
+    ("sm_80", torch.bfloat16): _HALF_SM_80,
+    ("sm_80", torch.float64): _DOUBLE_SM_80,
+    ("sm_100", torch.float32): _SINGLE_SM_100,
     ("gfx942", torch.bfloat16): _HALF_WAVE64,
     ("gfx942", torch.float16): _HALF_WAVE64,
     ("gfx942", torch.float32): _SINGLE_WAVE64,

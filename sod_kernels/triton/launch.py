@@ -102,17 +102,34 @@ def strides(*logits: Tensor | None) -> tuple[int, ...]:
     return tuple(stride for side in logits for stride in ((0, 0) if side is None else side.stride()[:2]))
 
 
-def launch(kernel: Any, programs: int, *args: Any, num_warps: int, **meta: Any) -> None:
-    """Start a kernel; multiply-adds are fused whatever the Triton version has as its default.
+def compile_options(num_warps: int, max_registers: int | None) -> dict[str, Any]:
+    """Say how Triton compiles a kernel; multiply-adds are fused whatever its version has as the default.
+
+    Args:
+        num_warps: Warps per program.
+        max_registers: Per thread, for the assembler; None leaves it the choice.
+
+    Returns:
+        Options of Triton, without those that a target may not know.
+    """
+    options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": True}
+    return options if max_registers is None else {**options, "maxnreg": max_registers}
+
+
+def launch(
+    kernel: Any, programs: int, *args: Any, num_warps: int, max_registers: int | None = None, **meta: Any
+) -> None:
+    """Start a kernel.
 
     Args:
         kernel: The decorated function.
         programs: Size of its one-dimensional grid.
         args: Its run-time arguments.
         num_warps: Warps per program.
+        max_registers: Per thread, for the assembler; None leaves it the choice.
         meta: Its constexpr arguments.
     """
-    kernel[(programs,)](*args, **meta, num_warps=num_warps, enable_fp_fusion=True)
+    kernel[(programs,)](*args, **meta, **compile_options(num_warps, max_registers))
 
 
 def needs_second_sweep(divergence: str, *, has_floor: bool) -> bool:

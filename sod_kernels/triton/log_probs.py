@@ -52,7 +52,7 @@ def log_probs_forward(inputs: LogProbInputs, *, config: SweepConfig | None = Non
             *scalars,
             MEASURE="none",
             REFERENCE_MEASURE="none",
-            num_warps=config.num_warps,
+            **config.resources,
             **meta,
         )
         launch(
@@ -150,6 +150,6 @@ def _sweep(
         *float64_arguments(1.0 / temperature, 0.0, 0.0),
         DIVERGENCE="none",
         HAS_FLOOR=False,
-        num_warps=config.num_warps,
+        **config.resources,
         **meta,
     )

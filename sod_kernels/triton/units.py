@@ -100,7 +100,7 @@ def unit_forward(inputs: UnitInputs, spec: DivergenceSpec, *, config: SweepConfi
             *(*_sides(inputs), state, *_strides(inputs), *temperature),
             # The Jensen-Shannon divergence reads the log-sum-exps only, and shares a binary.
             MEASURE="forward_kl" if spec.divergence == "forward_kl" else "reverse_kl",
-            num_warps=config.num_warps,
+            **config.resources,
             **meta,
         )
         if is_jsd:
@@ -109,7 +109,7 @@ def unit_forward(inputs: UnitInputs, spec: DivergenceSpec, *, config: SweepConfi
                 programs,
                 *(*_sides(inputs), inputs.span_scores, state, partial),
                 *(*_strides(inputs), *temperature, *mixture),
-                num_warps=config.num_warps,
+                **config.resources,
                 **meta,
             )
         launch(
@@ -166,7 +166,7 @@ def unit_backward(
             WIDTH=student.shape[1],
             BLOCK=config.block_size,
             SPLITS=splits,
-            num_warps=config.num_warps,
+            **config.resources,
         )
     # One entry per row, so that the order of threads does not matter.
     labels = upstream.labels[:, None]
@@ -201,6 +201,6 @@ def _whole_rows(
         *float64_arguments(1.0 / spec.temperature, 0.0, 0.0),
         DIVERGENCE="none",
         HAS_FLOOR=False,
-        num_warps=config.num_warps,
+        **config.resources,
         **meta,
     )

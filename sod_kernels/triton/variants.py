@@ -40,6 +40,7 @@ class Variant:
         meta: Its constexpr arguments.
         absent: Pointers that are None in this variant, if the kernel has them.
         num_warps: Warps per program.
+        max_registers: Per thread, for the assembler; None leaves it the choice.
         wide_loads: 128-bit loads that the binary must have at least.
         wide_stores: 128-bit stores that it must have at least.
     """
@@ -49,6 +50,7 @@ class Variant:
     meta: dict[str, Any]
     absent: tuple[str, ...] = ()
     num_warps: int
+    max_registers: int | None = None
     wide_loads: int = 0
     wide_stores: int = 0
 
@@ -112,7 +114,7 @@ def _first_sweeps(cases: list[_Case], config: SweepConfig, sweep: dict[str, int]
             kernel=first_sweep_kernel,
             meta={"MEASURE": measure, "REFERENCE_MEASURE": of_reference, **sweep},
             absent=absent,
-            num_warps=config.num_warps,
+            **config.resources,
             wide_loads=sides,
         )
 
@@ -137,7 +139,7 @@ def _second_sweep(case: _Case, config: SweepConfig, sweep: dict[str, int]) -> Va
         kernel=second_sweep_kernel,
         meta={"DIVERGENCE": case.divergence, "SIDES": case.sides, **sweep},
         absent=() if reads_reference else _NO_REFERENCE,
-        num_warps=config.num_warps,
+        **config.resources,
         wide_loads=3 if reads_reference else 2,
     )
 
@@ -164,7 +166,7 @@ def _backwards(cases: list[_Case], config: SweepConfig, vocab_size: int) -> list
             kernel=backward_kernel,
             meta={"DIVERGENCE": divergence, "HAS_FLOOR": floor, **meta},
             absent=absent,
-            num_warps=config.num_warps,
+            **config.resources,
             wide_loads=sides,
             wide_stores=1,
         )
@@ -212,13 +214,11 @@ def _unit_kernels(config: LaunchConfig, vocab_size: int) -> list[Variant]:
             name=f"unit_sweep-{measure}",
             kernel=unit_sweep_kernel,
             meta={"MEASURE": measure, **sweep},
-            num_warps=forward.num_warps,
+            **forward.resources,
         )
         for measure in ("reverse_kl", "forward_kl")
     ]
-    listed.append(
-        Variant(name="unit_mixture", kernel=unit_mixture_kernel, meta=sweep, num_warps=forward.num_warps)
-    )
+    listed.append(Variant(name="unit_mixture", kernel=unit_mixture_kernel, meta=sweep, **forward.resources))
     for divergence in ("reverse_kl", "forward_kl", "jsd"):
         listed += [
             Variant(
@@ -232,7 +232,7 @@ def _unit_kernels(config: LaunchConfig, vocab_size: int) -> list[Variant]:
                 name=f"unit_columns-{divergence}",
                 kernel=unit_columns_kernel,
                 meta={"DIVERGENCE": divergence, **columns},
-                num_warps=backward.num_warps,
+                **backward.resources,
             ),
         ]
     return listed

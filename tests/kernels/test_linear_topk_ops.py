@@ -6,7 +6,7 @@ from linear_inputs import NUM_COLUMNS, PACKED_IDS, PACKED_TRAJECTORY, learned, m
 from test_linear_topk import make_batch
 
 from sod_kernels import LinearTopKStepKLLoss, SodWeighting, TurnWeighting, linear_topk_step_kl
-from sod_kernels._categories import read_teacher
+from sod_kernels._categories import listed_ids, read_teacher
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.types import TokenStats
 
@@ -15,7 +15,7 @@ SAMPLED = torch.randint(NUM_COLUMNS, PACKED_IDS.shape, generator=torch.Generator
 
 def _arguments(*, has_sampled, requires_grad=True):
     student, lists = make_batch(PACKED_IDS.shape, dtype=torch.float32)
-    teacher = read_teacher(*lists, PACKED_IDS >= 0, NUM_COLUMNS)
+    teacher, _ = read_teacher(lists[0], listed_ids(lists[1], PACKED_IDS >= 0), NUM_COLUMNS)
     hidden, weight = (each.detach().requires_grad_(requires_grad) for each in learned(student))
     inputs = LinearInputs(
         hidden,

@@ -101,9 +101,10 @@ class TestStepMeans:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(-1, 6, (10_007,), generator=generator, dtype=torch.int32)
         values = torch.randn(10_007, generator=generator)
-        scattered = segments._scatter_sums(values, ids, 6)
-        torch.testing.assert_close(scattered, segments._sorted_sums(values, ids, 6), rtol=1e-13, atol=1e-12)
-        assert scattered[1].tolist() == [(ids == step).sum().item() for step in range(6)]
+        columns = torch.stack([values, -2.0 * values, values**2, values - 1.0])
+        scattered = segments._scatter_sums(columns, ids, 6)
+        torch.testing.assert_close(scattered, segments._sorted_sums(columns, ids, 6), rtol=1e-13, atol=1e-12)
+        assert scattered[-1].tolist() == [(ids == step).sum().item() for step in range(6)]
 
     def test_same_bits_for_any_number_of_threads(self):
         generator = torch.Generator().manual_seed(0)
@@ -154,10 +155,15 @@ class TestStepMeans:
 
 @pytest.mark.parametrize("sums", [segments._scatter_sums, segments._sorted_sums])
 def test_both_ways_to_sum(sums):
-    values, ids = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([2, -1, 2, 0])
-    assert sums(values, ids, 4).tolist() == [[8.0, 0.0, 5.0, 0.0], [1.0, 0.0, 2.0, 0.0]]
-    empty = sums(values[:0], ids[:0], 2)
-    assert empty.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    values, ids = (
+        torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, torch.nan, 5.0, 7.0]]),
+        torch.tensor([2, -1, 2, 0]),
+    )
+    first, second, counts = [8.0, 0.0, 5.0, 0.0], [7.0, 0.0, 8.0, 0.0], [1.0, 0.0, 2.0, 0.0]
+    assert sums(values, ids, 4).tolist() == [first, second, counts]
+    assert sums(values[:1], ids, 4).tolist() == [first, counts]
+    empty = sums(values[:, :0], ids[:0], 2)
+    assert empty.tolist() == [[0.0, 0.0]] * 3
 
 
 def test_segment_sums_accumulate_in_float64():

@@ -71,6 +71,7 @@ def test_every_variant_every_target_and_every_dtype_of_a_kernel_fits_the_budgets
     listed = variants(CONFIGS[("sm_90", torch.float32)], torch.float32, aot.VOCAB_SIZE)
     names = {each.name.partition("-")[0] for each in listed}
     assert {row["kernel"] for row in rows} == {each.name for each in listed}
+    assert set(aot.TIGHT) <= {(row["target"], row["dtype"], row["kernel"]) for row in rows}
     met = [(row["kernel"].partition("-")[0], row["target"], row["dtype"]) for row in rows]
     assert {(kernel, target) for kernel, target, _ in met} == set(itertools.product(names, aot.TARGETS))
     assert {(kernel, dtype) for kernel, _, dtype in met} == set(itertools.product(names, aot.DTYPES))

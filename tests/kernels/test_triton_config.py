@@ -6,12 +6,15 @@ import torch
 from sod_kernels.triton.config import (
     CONFIGS,
     INTERPRETER,
+    TWO_PROGRAMS,
     SweepConfig,
     gpu_architecture,
     launch_config,
     num_splits,
     vector_width,
 )
+from sod_kernels.triton.launch import compile_options
+from sod_kernels.triton.variants import variants
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,18 @@ def test_every_entry_fills_its_lanes_with_whole_vectors(key, config):
         for number in (sweep.block_size, sweep.lanes, sweep.splits, sweep.num_warps):
             assert number & (number - 1) == 0
     assert config.forward.block_size % (config.forward.lanes * vector_width(key[1])) == 0
+
+
+def test_the_assembler_is_told_a_number_of_registers_only_where_the_table_has_one():
+    assert compile_options(8, None) == {"num_warps": 8, "enable_fp_fusion": True}
+    assert compile_options(8, 96) == {"num_warps": 8, "enable_fp_fusion": True, "maxnreg": 96}
+    limits = {
+        key: {each.max_registers for each in variants(config, key[1], 4096)}
+        for key, config in CONFIGS.items()
+    }
+    assert limits["sm_80", torch.bfloat16] == limits["sm_100", torch.float32] == {None, TWO_PROGRAMS}
+    # Other targets' compilers do not know the option.
+    assert all(found == {None} for (name, _), found in limits.items() if not name.startswith("sm_"))
 
 
 @pytest.mark.parametrize(

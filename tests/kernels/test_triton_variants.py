@@ -41,10 +41,10 @@ def launched(monkeypatch):
     """Fingerprints of what is launched, while it runs as ever."""
     seen = {}
 
-    def record(kernel, programs, *args, num_warps, **meta):
+    def record(kernel, programs, *args, num_warps, max_registers=None, **meta):
         absent = [name for name, value in zip(kernel.arg_names, args, strict=False) if value is None]
-        seen[fingerprint(kernel, meta, absent)] = num_warps
-        launching.launch(kernel, programs, *args, num_warps=num_warps, **meta)
+        seen[fingerprint(kernel, meta, absent)] = (num_warps, max_registers)
+        launching.launch(kernel, programs, *args, num_warps=num_warps, max_registers=max_registers, **meta)
 
     for module in (backend, log_probs, units):
         monkeypatch.setattr(module, "launch", record)
@@ -73,5 +73,5 @@ def test_everything_that_is_launched_is_listed_and_nothing_else(listed, launched
     unlisted = [key for key in launched if key not in listed]
     assert unlisted == []
     assert [variant.name for key, variant in listed.items() if key not in launched] == []
-    for key, num_warps in launched.items():
-        assert listed[key].num_warps == num_warps
+    for key, resources in launched.items():
+        assert (listed[key].num_warps, listed[key].max_registers) == resources
