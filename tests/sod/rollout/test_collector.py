@@ -17,7 +17,8 @@ from sod.envs.base import StepResult
 from sod.envs.tool_env import ToolEnvironment
 from sod.errors import RolloutError
 from sod.rewards import get_reward
-from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.collector import collect
+from sod.rollout.limits import RolloutLimits
 from sod.rollout.store import read_trajectories, write_trajectories
 from sod.tokenization import tokenize_trajectory
 from sod.tools import ToolRunner, ToolUnavailableError, tool
