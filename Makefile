@@ -7,6 +7,7 @@ NATIVE := setup.py CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.c
 BUILD  := build/ctest
 PEERS  := .peers/.installed
 VLLM   := .venv-vllm
+ALFWORLD := $(VENV)/.alfworld
 # More arguments for the benchmarks: make bench BENCH="--device cuda --ops step_kl"
 BENCH  ?=
 # Likewise for the GPU run: make gpu GPU="--parts build bench"
@@ -14,7 +15,7 @@ GPU    ?=
 # cmake, ninja and clang-format of the pinned set come before those of the system.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-quick test check format ctest vllm pytest-vllm pytest pytest-main aot cuda-compile bench bench-quick bench-pytest gpu gpu-dry gpu-carry results clean
+.PHONY: help setup demo demo-quick test check format ctest vllm alfworld pytest-vllm pytest pytest-main aot cuda-compile bench bench-quick bench-pytest gpu gpu-dry gpu-carry results clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -42,6 +43,13 @@ $(VLLM)/.installed: requirements-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements-vllm.txt
 	echo "$(CURDIR)" > "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sod.pth"
+	touch $@
+
+# Its planner is compiled, for minutes; see docs/environments.md.
+alfworld: $(ALFWORLD)  ## Add ALFWorld and its planner to .venv; `make test` then plays it too
+
+$(ALFWORLD): requirements-alfworld.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --no-build-isolation -r $<
 	touch $@
 
 # The checks, the C++ tests and the tests on vLLM use one core each, so two of them run at a time.
@@ -115,5 +123,5 @@ bench-pytest: $(STAMP)  ## Small shapes under pytest-benchmark, for watching one
 	$(BIN)/python -m pytest benchmarks/test_small_shapes.py
 
 clean:  ## Remove what was built, keep the packages in .venv and the runs
-	rm -rf $(STAMP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(STAMP) $(ALFWORLD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find sod_kernels -name '*.so' -delete

@@ -130,9 +130,12 @@ class RolloutSection(Section):
     max_batch: Annotated[int, Above(0)] = 256
     """Trajectories decoded at the same time."""
     num_tool_threads: Annotated[int, Above(0)] = 8
-    """Tool calls run at the same time."""
+    """Tool calls run at the same time; as many environments answer at the same time."""
     tool_timeout_s: Annotated[float, Above(0)] = 30.0
     """Deadline in seconds of a call to a tool that has no deadline of its own."""
+    environment_timeout_s: Annotated[float, AtLeast(0)] = 3600.0
+    """Deadline in seconds of an environment's beginning and of its answer to a turn, scoring included; 0 asks
+    one after the other in the training's own thread, without a deadline, for code that works in no other."""
     max_observation_chars: Annotated[int, AtLeast(64)] = 8192
     """Longest text that a tool call gives back, in characters; the middle is cut out."""
 

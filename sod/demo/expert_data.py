@@ -16,7 +16,8 @@ from sod.envs.ledger_expert import ExpertTurn, expert_turns
 from sod.envs.ledger_faults import with_retries
 from sod.envs.registry import build_environment
 from sod.errors import RolloutError
-from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.collector import collect
+from sod.rollout.limits import RolloutLimits
 from sod.tools import ToolRunner
 from sod.types import Trajectory
 

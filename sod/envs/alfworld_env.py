@@ -17,6 +17,7 @@ from typing import Any
 from sod.envs.alfworld_problems import SPLITS, TASK_TYPES, TaskType, alfworld_problem, shown_names
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, TaskRequest
 from sod.envs.text_game import Observation, TextEnvironment, TextSection, text_instruction
+from sod.envs.textworld_games import LIBRARY_LOCK
 from sod.errors import ConfigError, DataError
 from sod.types import Task
 
@@ -66,14 +67,16 @@ class PDDLGame:
         self._plan = tuple(plan)
         self._done: list[str] = []
         self._env: Any = PddlEnv(wanted)
-        self._env.load(dict(data))
+        with LIBRARY_LOCK:
+            self._env.load(dict(data))
         for identifier, shown in shown_names([info.id for info in self._entities()]).items():
             self._env._entity_infos[identifier].name = shown
         self._state: Any = None
 
     def begin(self) -> Observation:
         """Start the game; the room is described, then the task."""
-        self._state = self._env.reset()
+        with LIBRARY_LOCK:
+            self._state = self._env.reset()
         self._done = []
         # The banner of the grammar says nothing.
         text = str(self._state.feedback).partition("=-")[2] or str(self._state.feedback)
@@ -82,7 +85,8 @@ class PDDLGame:
     def act(self, action: str) -> Observation:
         """Do one action; nothing happens at one that is not possible."""
         possible = self._state.admissible_commands
-        self._state, _, _ = self._env.step(action)
+        with LIBRARY_LOCK:
+            self._state, _, _ = self._env.step(action)
         self._done.append(action)
         return self._observation(str(self._state.feedback), is_understood=action in possible)
 

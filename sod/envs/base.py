@@ -2,7 +2,8 @@
 
 The collector asks an environment nothing between parsing a turn and `step`: it runs the calls of all rows
 that ended a turn together (`ToolRunner.run_batch` over every environment's own tools), then hands each
-environment its turn and the results. An environment that answers without tools ignores the results.
+environment its turn and the results, several at the same time. An environment that answers without tools
+ignores the results. It is never asked by two threads at once, but not always by the same one.
 """
 
 from __future__ import annotations

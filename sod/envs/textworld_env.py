@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from sod.config_schema import AtLeast, AtMost
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry, TaskRequest
 from sod.envs.text_game import Observation, TextEnvironment, TextSection, text_instruction
-from sod.envs.textworld_games import GameKind, game_file, game_seed, require_textworld
+from sod.envs.textworld_games import LIBRARY_LOCK, GameKind, game_file, game_seed, require_textworld
 from sod.errors import ConfigError, DataError
 from sod.types import Task
 
@@ -135,13 +135,15 @@ class TextWorldGame:
 
     def begin(self) -> Observation:
         """Start the game; the goal is told first, then the room."""
-        self._state = self._env.reset()
+        with LIBRARY_LOCK:
+            self._state = self._env.reset()
         return self._observation(f"{self._state.objective}\n\n{self._state.description}", is_understood=True)
 
     def act(self, action: str) -> Observation:
         """Do one action; the interpreter also understands words that are not in the list."""
         possible = self._state.admissible_commands
-        self._state, _, _ = self._env.step(action)
+        with LIBRARY_LOCK:
+            self._state, _, _ = self._env.step(action)
         return self._observation(self._state.feedback, is_understood=action.lower() in possible)
 
     def expert_action(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,10 @@ GameKind = Literal["cooking", "treasure"]
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 """Disjoint sets of games. Those of cooking differ in foods and preparations too."""
+
+LIBRARY_LOCK = threading.RLock()
+"""Held while a game of the library moves: its parsers, and the standard output that its planner puts aside
+for a moment, are those of the whole process, and games are played in several threads."""
 
 _CHALLENGES: Mapping[str, str] = {"cooking": "tw-cooking", "treasure": "tw-treasure_hunter"}
 _NUM_SEEDS = 2**30

@@ -21,8 +21,9 @@ from sod.errors import ConfigError
 from sod.evaluate import EvalResult, summarise
 from sod.reward_shaping import shape_rewards
 from sod.rewards import last_boxed
-from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.collector import collect
 from sod.rollout.history import History
+from sod.rollout.limits import RolloutLimits
 from sod.rollout.privilege import Privilege, privilege_of
 from sod.rollout.store import read_trajectories, round_file
 from sod.seeding import derive_seed
@@ -157,6 +158,7 @@ class Sampler:
                 history=History(window=None if rollout.history == "full" else rollout.history_window or 0),
                 privilege=privilege,
                 progress=progress,
+                environment_timeout_s=rollout.environment_timeout_s or None,
             )
 
 

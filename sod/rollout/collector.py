@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from sod.engines.sampling import mix_seed
 from sod.envs.base import Environment, EnvironmentFactory, StepResult
 from sod.errors import RolloutError
 from sod.parsing import ParsedTurn
+from sod.rollout.asking import Asker, HeldEnvironment
 from sod.rollout.history import History, PastTurn, summary_prompt, text_of
+from sod.rollout.limits import RolloutLimits
 from sod.rollout.privilege import Privilege
 from sod.tools import ToolUnavailableError
 from sod.types import (
@@ -24,7 +27,6 @@ from sod.types import (
     Task,
     ToolCall,
     ToolOutcome,
-    ToolResult,
     Trajectory,
     Turn,
 )
@@ -34,28 +36,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished trajectories and the number of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutLimits:
-    """What bounds one trajectory.
-
-    Attributes:
-        max_turns: Assistant turns.
-        max_turn_tokens: Sampled tokens of one turn, stop token included; where the sampling parameters
-            say less, that holds.
-        max_trajectory_tokens: All tokens of one sequence: prompt, turns and observations.
-    """
-
-    max_turns: int
-    max_turn_tokens: int
-    max_trajectory_tokens: int
-
-    def __post_init__(self) -> None:
-        # A trajectory has a token of prompt and one to sample.
-        for name, least in (("max_turns", 1), ("max_turn_tokens", 1), ("max_trajectory_tokens", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"RolloutLimits: {name} must be {least} or more, got {getattr(self, name)}.")
 
 
 def collect(
@@ -73,11 +53,12 @@ def collect(
     history: History | None = None,
     privilege: Privilege | None = None,
     progress: Progress | None = None,
+    environment_timeout_s: float | None = 3600.0,
 ) -> list[Trajectory]:
     """Roll every task out `num_samples` times.
 
-    The calls of all rows whose turns ended at one decode step run together. Every environment answers its
-    last turn too, limits or not, so that an action in it counts.
+    The calls of all rows whose turns ended at one decode step run together, and so do the answers of their
+    environments. Every environment answers its last turn too, limits or not, so that an action in it counts.
 
     A row whose next turn begins a new sequence (a summary instead of a growing conversation, a template that
     rewrote its history, a prompt of the environment) leaves the engine's batch and comes back as a row of
@@ -91,12 +72,14 @@ def collect(
         limits: Bounds of a trajectory.
         params: How to sample, with the renderer's stop_ids.
         seed: Makes the rollout repeatable, as far as tools and environments are.
-        runner: Makes the calls, with the tools of each environment.
+        runner: Makes the calls, with the tools of each environment, and asks the environments.
         num_samples: Attempts per task.
-        max_attempts: How often a trajectory is tried whose tool is unavailable.
+        max_attempts: How often a trajectory is tried whose tool or environment is unavailable.
         history: What the student reads of its earlier turns; None is everything, in one growing sequence.
         privilege: What the teacher is told beyond that; None lets it read the same.
         progress: Told about every finished trajectory.
+        environment_timeout_s: Seconds in which an environment must begin or answer a turn; one that does not
+            is unavailable. None asks them one after the other in the caller's thread.
 
     Returns:
         Trajectories in the order of tasks x samples; `group_id` is the index of the task.
@@ -106,14 +89,7 @@ def collect(
         RolloutError: A prompt leaves no room for a turn, or a tool stayed unavailable.
     """
     _check_arguments(params, renderer, num_samples, max_attempts)
-    # Of two bounds on the same thing the tighter holds, for the engine and for the collector alike.
-    limits = replace(
-        limits,
-        max_turn_tokens=min(params.max_turn_tokens, limits.max_turn_tokens),
-        max_trajectory_tokens=min(
-            limits.max_trajectory_tokens, params.max_total_tokens or limits.max_trajectory_tokens
-        ),
-    )
+    limits = limits.within(params)
     params = replace(
         params, max_turn_tokens=limits.max_turn_tokens, max_total_tokens=limits.max_trajectory_tokens
     )
@@ -127,6 +103,7 @@ def collect(
         history=history or History(),
         privilege=privilege,
         progress=progress,
+        asker=Asker(runner, environment_timeout_s),
     )
     for attempt in range(max_attempts):
         session.run(params, mix_seed(seed, attempt))
@@ -145,7 +122,7 @@ class _Row:
 
     slot: int
     task: Task
-    environment: Environment
+    held: HeldEnvironment
     # Of the sequence that grows now.
     context_ids: tuple[int, ...] = ()
     teacher_context_ids: tuple[int, ...] | None = None
@@ -161,16 +138,14 @@ class _Row:
     turns: list[Turn] = field(default_factory=list)
     segments: list[int] = field(default_factory=lambda: [0])
     reward: float = 0.0
-    is_closed: bool = False
+
+    @property
+    def environment(self) -> Environment:
+        return self.held.environment
 
     def begin_sequence(self, prompt_ids: tuple[int, ...]) -> None:
         self.context_ids, self.last_id, self.num_tokens = prompt_ids, None, len(prompt_ids)
         self.context = self.conversation
-
-    def close(self) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            self.environment.close()
 
 
 class _Session:
@@ -188,6 +163,7 @@ class _Session:
         history: History,
         privilege: Privilege | None,
         progress: Progress | None,
+        asker: Asker,
     ) -> None:
         self.last_unavailable = ""
         self._slots = slots
@@ -201,6 +177,7 @@ class _Session:
         self._history = history
         self._privilege = privilege
         self._progress = progress
+        self._ask = asker.ask
 
     @property
     def num_pending(self) -> int:
@@ -219,25 +196,24 @@ class _Session:
         with ExitStack() as stack:
             for slot, (_, task) in enumerate(self._slots):
                 if slot not in self._finished:
-                    row = _Row(slot=slot, task=task, environment=self._environment_factory(task))
-                    stack.callback(row.close)
-                    rows.append(row)
-            for row in rows:
-                self._open(row)
+                    held = HeldEnvironment(self._environment_factory(task), task.task_id)
+                    stack.callback(held.close)
+                    rows.append(_Row(slot=slot, task=task, held=held))
+            rows = self._opened(rows)
             for wave in count():
+                if not rows:
+                    return
                 self._rows = rows
                 # Sequences that begin later are rows of their own, with draws of their own.
                 wave_seed = mix_seed(seed, wave) if wave else seed
                 self._engine.rollout([row.context_ids for row in rows], self._respond, params, seed=wave_seed)
                 self._check_that_all_ended()
                 rows = [row for row in rows if row.is_waiting]
-                if not rows:
-                    return
                 for row in rows:
                     row.is_waiting = False
 
     def _check_that_all_ended(self) -> None:
-        unfinished = [row.task.task_id for row in self._rows if not (row.is_closed or row.is_waiting)]
+        unfinished = [row.task.task_id for row in self._rows if not (row.held.is_closed or row.is_waiting)]
         if unfinished:
             raise RolloutError(
                 f"collect: {type(self._engine).__name__}.rollout came back before {len(unfinished)} "
@@ -245,8 +221,25 @@ class _Session:
                 "respond gives None for every row."
             )
 
-    def _open(self, row: _Row) -> None:
-        row.opening = row.conversation = row.environment.reset()
+    def _opened(self, rows: Sequence[_Row]) -> list[_Row]:
+        """Begin all environments; those that are there come back."""
+        openings = self._ask([row.held for row in rows], [row.environment.reset for row in rows])
+        opened = []
+        for row, opening in zip(rows, openings, strict=True):
+            if isinstance(opening, ToolUnavailableError):
+                self._drop(row, str(opening))
+            else:
+                self._open(row, opening)
+                opened.append(row)
+        return opened
+
+    def _drop(self, row: _Row, reason: str) -> None:
+        """Leave an attempt to another try."""
+        self.last_unavailable = reason
+        row.held.close()
+
+    def _open(self, row: _Row, opening: tuple[Message, ...]) -> None:
+        row.opening = row.conversation = opening
         row.told = self._told(row, row.opening)
         self._begin(row, self._renderer.prompt_ids(row.opening, row.environment.tools))
         if row.num_tokens >= self._limits.max_trajectory_tokens:
@@ -272,26 +265,26 @@ class _Session:
         results = self._runner.run_batch(
             [turn.calls for turn in turns], tools=[row.environment.tools for row in rows]
         )
-        return [
-            self._answer(row, generation, turn, row_results)
-            for row, (_, generation), turn, row_results in zip(rows, ended, turns, results, strict=True)
-        ]
+        for row, row_results in zip(rows, results, strict=True):
+            for result in row_results:
+                if result.outcome is ToolOutcome.UNAVAILABLE:
+                    self._drop(row, f"{result.name}: {result.text}")
+        asked = [index for index, row in enumerate(rows) if not row.held.is_closed]
+        steps = self._ask(
+            [rows[index].held for index in asked],
+            [partial(rows[index].environment.step, turns[index], results[index]) for index in asked],
+        )
+        answers: list[tuple[int, ...] | None] = [None] * len(rows)
+        for index, step in zip(asked, steps, strict=True):
+            if isinstance(step, ToolUnavailableError):
+                self._drop(rows[index], str(step))
+            else:
+                answers[index] = self._answer(rows[index], ended[index][1], turns[index], step)
+        return answers
 
     def _answer(
-        self, row: _Row, generation: Generation, turn: ParsedTurn, results: tuple[ToolResult, ...]
+        self, row: _Row, generation: Generation, turn: ParsedTurn, step: StepResult
     ) -> tuple[int, ...] | None:
-        for result in results:
-            if result.outcome is ToolOutcome.UNAVAILABLE:
-                self.last_unavailable = f"{result.name}: {result.text}"
-                row.close()
-                return None
-        try:
-            step = row.environment.step(turn, results)
-        except ToolUnavailableError as error:
-            # What scores the answer is down: no score at all, and never a made-up one.
-            self.last_unavailable = str(error)
-            row.close()
-            return None
         made = self._turn(row, generation, turn, step)
         row.reward += step.reward
         if step.is_done or len(row.turns) + 1 == self._limits.max_turns:
@@ -349,7 +342,7 @@ class _Session:
             segments=tuple(row.segments),
             tools=self._own_tools(row),
         )
-        row.close()
+        row.held.close()
         if self._progress is not None:
             self._progress(len(self._finished), len(self._slots))
 

@@ -5,43 +5,25 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
-import queue
-import threading
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from sod.errors import ToolDefinitionError
 from sod.tools.arguments import argument_problems
 from sod.tools.calls import Call, ParseFailure
+from sod.tools.threads import Piece, WorkThreads
 from sod.tools.tool import Tool, ToolUnavailableError
 from sod.tools.truncation import MIN_CHARS, truncate_middle
 from sod.types import ToolCall, ToolOutcome, ToolResult
 
+T = TypeVar("T")
+
 # An async tool is cancelled at the deadline; it gets this long to take notice before its thread is given up.
 _CANCEL_GRACE_S = 1.0
-
-
-@dataclass(eq=False, kw_only=True)
-class _Job:
-    """The calls of one trajectory, made one after the other.
-
-    `owner` changes when a thread is given up, so that what it answers later is not taken.
-    """
-
-    calls: tuple[Call, ...]
-    tools: Mapping[str, Tool]
-    results: list[ToolResult] = field(default_factory=list)
-    owner: int = 0
-    started_at: float = 0.0
-    deadline: float | None = None
-    error: BaseException | None = None
-
-    @property
-    def is_done(self) -> bool:
-        return self.error is not None or len(self.results) == len(self.calls)
 
 
 class ToolRunner:
@@ -56,7 +38,7 @@ class ToolRunner:
         tools: What the model may call; names must differ.
         timeout_s: Deadline of one call in seconds, for tools without a deadline of their own.
         max_output_chars: Most characters of a result; the middle is dropped.
-        num_threads: Calls that can run at the same time.
+        num_threads: Calls that can run at the same time; `side_by_side` uses the same threads.
 
     Raises:
         ToolDefinitionError: Two tools have one name.
@@ -82,13 +64,7 @@ class ToolRunner:
         self._tools = _by_name(tools)
         self._timeout_s = timeout_s
         self._max_output_chars = max_output_chars
-        self._changed = threading.Condition()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._num_abandoned = 0
-        self._num_threads = num_threads
-        self._is_closed = False
-        for _ in range(num_threads):
-            self._start_thread()
+        self._threads = WorkThreads(num_threads)
 
     def __enter__(self) -> Self:
         """Return the runner itself."""
@@ -111,7 +87,7 @@ class ToolRunner:
     @property
     def num_abandoned_threads(self) -> int:
         """Threads that were given up at a deadline and still run."""
-        return self._num_abandoned
+        return self._threads.num_abandoned
 
     def run(self, calls: Sequence[Call]) -> tuple[ToolResult, ...]:
         """Make the calls of one turn, one after the other.
@@ -150,92 +126,49 @@ class ToolRunner:
                 "one sequence of tools for each."
             )
         named = [self._tools] * len(batch) if tools is None else [_by_name(row) for row in tools]
-        jobs = [_Job(calls=tuple(calls), tools=own) for calls, own in zip(batch, named, strict=True)]
-        with self._changed:
-            if self._is_closed:
-                raise ValueError("ToolRunner.run_batch: the runner is closed. Make a new one.")
-            for job in jobs:
-                if not job.is_done:
-                    self._jobs.put(job)
-            while True:
-                self._give_up_overdue(jobs)
-                if all(job.is_done for job in jobs):
-                    break
-                deadlines = [job.deadline for job in jobs if job.deadline is not None]
-                self._changed.wait(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
-        return [tuple(job.results) for job in jobs]
+        chains = [[self._piece(call, own) for call in calls] for calls, own in zip(batch, named, strict=True)]
+        return [tuple(results) for results in self._threads.run(chains)]
+
+    def side_by_side(self, pieces: Sequence[Piece[T]]) -> list[T]:
+        """Do other work of many trajectories in the same threads.
+
+        Args:
+            pieces: One for each of them.
+
+        Returns:
+            Their results in the order asked.
+
+        Raises:
+            ValueError: The runner is closed.
+            BaseException: What a piece raised, that of the first where several did.
+        """
+        return [result for (result,) in self._threads.run([[piece] for piece in pieces])]
 
     def close(self) -> None:
-        """Let the threads end when the calls under way are done; harmless twice.
+        """Let the threads end when the calls under way are done; harmless twice."""
+        self._threads.close()
 
-        Abandoned threads are left behind.
-        """
-        with self._changed:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            for _ in range(self._num_threads):
-                self._jobs.put(None)
+    def _piece(self, call: Call, tools: Mapping[str, Tool]) -> Piece[ToolResult]:
+        """Say how a call is made, and what the model reads where that takes too long."""
+        name = call.name if isinstance(call, ToolCall) else ""
+        return Piece(
+            work=partial(self._timed_answer, call, tools),
+            timeout_s=self._limit_s(call, tools),
+            overdue=lambda seconds: replace(self._timed_out(name), seconds=seconds),
+        )
 
-    def _start_thread(self) -> None:
-        """Start a thread that makes calls."""
-        # Daemons: a tool that never returns must not keep the process from ending.
-        threading.Thread(target=self._work, name="sod-tool", daemon=True).start()
-
-    def _work(self) -> None:
-        """Do jobs until told to end or given up."""
-        while (job := self._jobs.get()) is not None:
-            owner = job.owner
-            while True:
-                with self._changed:
-                    if job.is_done:
-                        break
-                    call = job.calls[len(job.results)]
-                    job.started_at = time.monotonic()
-                    job.deadline = self._deadline(call, job.tools)
-                    self._changed.notify_all()
-                result, error = None, None
-                try:
-                    result = self._answer(call, job.tools)
-                except BaseException as raised:
-                    # No fault of the model's: the caller of run_batch gets it, and does not wait for ever.
-                    error = raised
-                with self._changed:
-                    if job.owner != owner:
-                        self._num_abandoned -= 1
-                        return
-                    if result is not None:
-                        seconds = time.monotonic() - job.started_at
-                        job.results.append(replace(result, seconds=seconds))
-                    job.error, job.deadline = error, None
-                    self._changed.notify_all()
-
-    def _deadline(self, call: Call, tools: Mapping[str, Tool]) -> float | None:
-        """Return when a call that starts now is given up."""
+    def _limit_s(self, call: Call, tools: Mapping[str, Tool]) -> float | None:
+        """Return after how many seconds a call is given up."""
         tool = tools.get(call.name) if isinstance(call, ToolCall) else None
         if tool is None or tool.has_own_deadline:
             return None
-        grace_s = _CANCEL_GRACE_S if inspect.iscoroutinefunction(tool.function) else 0.0
-        return time.monotonic() + self._timeout_s + grace_s
+        return self._timeout_s + (_CANCEL_GRACE_S if inspect.iscoroutinefunction(tool.function) else 0.0)
 
-    def _give_up_overdue(self, jobs: Sequence[_Job]) -> None:
-        """Answer calls whose deadline has passed, and have another thread go on with their job."""
-        now = time.monotonic()
-        for job in jobs:
-            if job.deadline is None or job.deadline > now:
-                continue
-            call = job.calls[len(job.results)]
-            name = call.name if isinstance(call, ToolCall) else ""
-            job.results.append(replace(self._timed_out(name), seconds=now - job.started_at))
-            job.deadline = None
-            job.owner += 1
-            self._num_abandoned += 1
-            self._start_thread()
-            if not job.is_done:
-                self._jobs.put(job)
+    def _timed_answer(self, call: Call, tools: Mapping[str, Tool]) -> ToolResult:
+        """Make one call and say how long it took."""
+        started_at = time.monotonic()
+        result = self._answer(call, tools)
+        return replace(result, seconds=time.monotonic() - started_at)
 
     def _timed_out(self, name: str) -> ToolResult:
         """Return the result of a call that took too long."""

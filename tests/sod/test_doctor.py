@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from typer.testing import CliRunner
 
+from sod.chat_templates import HERMES_TEMPLATE
 from sod.cli import app
 from sod.config_file import load_config
 from sod.doctor import Finding, Level, diagnose, examine_machine, examine_run
@@ -196,6 +198,25 @@ def test_a_scale_of_the_logits_is_fatal_and_a_cap_is_told(folder, examined):
     assert (finding.level, finding.text) == (Level.OK, "the head's own: cap 30, no scale")
 
 
+def test_a_template_that_changes_what_was_read_is_fatal_and_names_the_message(folder, examined):
+    target = make_tiny_checkpoint(folder / "counting", hidden_size=32)
+    # Writes how many messages there are before all of them.
+    (target / "chat_template.jinja").write_text("{{- messages | length -}}" + HERMES_TEMPLATE)
+    finding = one(examined("student.model='counting'"), "template", "append-only")
+    assert finding.level is Level.FATAL
+    assert re.search(r"message 1 \(role 'assistant'\) changes what .* wrote before it", finding.text)
+
+
+def test_ratios_are_said_to_be_of_the_sampling_temperature_where_there_are_any(examined):
+    sets = ("rollout.temperature=0.7", "trainer.alignment_bound=0.1")
+    with_ratio = one(
+        examined("algorithm.name='opd'", "algorithm.form='sampled'", *sets), "settings", "sampling"
+    ).text
+    assert with_ratio == "temperature 0.7, top_p 1; probability ratios are taken at this temperature"
+    without = one(examined("algorithm.name='opd'", *sets), "settings", "sampling").text
+    assert without == "temperature 0.7, top_p 1"
+
+
 @pytest.mark.parametrize(
     ("stops", "level", "words"),
     [
@@ -241,6 +262,14 @@ def test_the_sandbox_is_examined_for_a_run_with_the_python_tool(examined):
     finding = one(examined("environment.tools=['python']"), "sandbox", "self-test")
     assert finding.level is Level.OK
     assert finding.text.startswith("isolated; a call took ")
+
+
+@pytest.mark.sandbox
+def test_a_sandbox_that_computes_wrongly_is_fatal(monkeypatch):
+    monkeypatch.setattr(machine_part, "_ANSWER", "absent")
+    finding = one(examine_machine(), "sandbox", "self-test")
+    assert finding.level is Level.FATAL
+    assert finding.text.endswith("wanted absent")
 
 
 def test_a_sandbox_that_cannot_be_had_is_fatal_only_where_it_is_called(examined, monkeypatch):

@@ -20,8 +20,9 @@ from sod.chat_templates import TEMPLATES
 from sod.engines.base import Generation, SamplingParams
 from sod.envs.base import StepResult
 from sod.evaluate import rollout_metrics
-from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.collector import collect
 from sod.rollout.history import History
+from sod.rollout.limits import RolloutLimits
 from sod.tokenization import tokenize_trajectory
 from sod.tools import ToolRunner, tool
 from sod.types import Drift, StopReason, Task, Trajectory

@@ -324,7 +324,7 @@ def test_close_ends_the_threads():
     while threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threads() == []
-    with pytest.raises(ValueError, match=r"ToolRunner\.run_batch: the runner is closed\. Make a new one\."):
+    with pytest.raises(ValueError, match=r"ToolRunner: the runner is closed\. Make a new one\."):
         runner.run([])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from sod.config_engines import ContinuousSection, LockstepSection, VLLMSection
 from sod.engines.factory import make_engine, weight_bound
 from sod.engines.hf import HFEngine
 from sod.engines.hf_continuous import ContinuousEngine
-from sod.errors import ConfigError
+from sod.errors import ConfigError, RolloutError
 from tests.sod.streams import PROMPTS, make_recorder, params
 
 VOCAB = 500
@@ -48,6 +50,7 @@ def test_greedy_trajectories_are_those_of_the_lockstep_engine(tiny_model):
 
 def test_drawn_log_probs_are_those_of_the_policy(tiny_model):
     recorder = rollout(made(tiny_model), params(temperature=0.7))
+    assert not any(one.is_truncated for turns in recorder.generations.values() for one in turns)
     num_sampled = 0
     for row, ids in recorder.streams.items():
         with torch.no_grad():
@@ -60,6 +63,37 @@ def test_drawn_log_probs_are_those_of_the_policy(tiny_model):
                     wanted[place - 1, ids[place]].item(), abs=1e-4
                 )
     assert num_sampled >= 20
+
+
+def test_a_cut_vocabulary_is_flagged_and_its_log_probs_are_those_after_the_cut(tiny_model):
+    recorder = rollout(made(tiny_model), params(temperature=0.7, top_p=0.6))
+    assert all(one.is_truncated for turns in recorder.generations.values() for one in turns)
+    num_raised = 0
+    for row, ids in recorder.streams.items():
+        with torch.no_grad():
+            logits = tiny_model.eval()(torch.tensor([ids])).logits[0, :-1, :VOCAB].float()
+        full = (logits / 0.7).log_softmax(-1)
+        for place in range(1, len(ids)):
+            if recorder.is_sampled[row][place]:
+                gain = recorder.log_probs[row][place] - full[place - 1, ids[place]].item()
+                # What a cut at 0.6 explains: at most -log(0.6) more, which the alignment check allows.
+                assert -1e-4 <= gain <= -math.log(0.6) + 1e-4
+                num_raised += gain > 1e-2
+    assert num_raised >= 10
+
+
+def test_turns_that_the_library_gave_up_are_named(tiny_model, monkeypatch):
+    class Failed:
+        error = "out of pages"
+
+    answers = {}
+    monkeypatch.setattr(type(tiny_model), "generate_batch", lambda *_, **__: answers, raising=True)
+    with pytest.raises(RolloutError, match=r"5 turns asked for, 0 came back; .*raise \[engine\] num_pages"):
+        rollout(made(tiny_model), params(temperature=0.0))
+    answers.update({str(row): Failed() for row in range(len(PROMPTS))})
+    with pytest.raises(RolloutError, match=r"row 0 failed: out of pages\. Raise \[engine\] num_pages"):
+        rollout(made(tiny_model), params(temperature=0.0))
+    assert tiny_model.config._attn_implementation == "sdpa"
 
 
 def test_weights_are_shared_or_copied(tiny_model):

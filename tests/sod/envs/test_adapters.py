@@ -18,7 +18,8 @@ from sod.envs.registry import build_environment
 from sod.envs.trl_env import TRLSection, trl_environment
 from sod.errors import ConfigError, DataError
 from sod.parsing import parse_hermes
-from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.collector import collect
+from sod.rollout.limits import RolloutLimits
 from sod.tools import ToolRunner
 from sod.types import EndReason, Task
 

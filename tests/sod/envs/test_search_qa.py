@@ -93,8 +93,9 @@ def test_an_index_is_built_once_and_anew_where_the_corpus_changes(corpus, tmp_pa
     index.close()
 
 
-def test_many_threads_search_at_the_same_time(corpus, tmp_path):
-    index = open_passages(corpus, retriever="fts5", cache=tmp_path)
+@pytest.mark.parametrize("retriever", ["fts5", "bm25s"])
+def test_many_threads_search_at_the_same_time(corpus, tmp_path, retriever):
+    index = open_passages(corpus, retriever=retriever, cache=tmp_path)
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(index.search("Rotterdam port", 1)[0].title))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import pytest
 
 from sod.envs import textworld_games
@@ -11,6 +14,7 @@ from sod.envs.textworld_env import TextWorldSection, textworld_tasks
 from sod.envs.textworld_games import game_seed
 from sod.errors import ConfigError, DataError
 from sod.parsing import parse_hermes
+from sod.tools import Piece, ToolRunner
 from sod.types import Task
 
 (TASK,) = textworld_tasks(TaskRequest(num_tasks=1, seed=5))
@@ -57,6 +61,26 @@ def test_what_is_not_possible_is_flagged_and_changes_nothing(cooking):
         == step.messages[0]["content"].partition("Possible actions:")[2]
     )
     assert not act(cooking, "look").results[0].is_error
+
+
+def test_games_in_several_threads_are_played_as_one_by_one(textworld_cache):
+    section = TextWorldSection(cache=textworld_cache, recipe=1, take=1, has_cutting=True)
+    built = build_environment(section)
+
+    def play(environment):
+        opening = environment.reset()[-1]["content"]
+        actions = ("look", "inventory", "examine cookbook", "go north", "look", "eat the table")
+        seen = [act(environment, action).messages[0]["content"] for action in actions]
+        environment.close()
+        return [opening, *seen]
+
+    alone = play(built.factory(TASK))
+    environments = [built.factory(TASK) for _ in range(4)]
+    output = sys.stdout
+    with ToolRunner((), num_threads=4) as runner:
+        pieces = [Piece(work=partial(play, one), timeout_s=None, overdue=str) for one in environments]
+        assert runner.side_by_side(pieces) == [alone] * 4
+    assert sys.stdout is output
 
 
 def test_a_game_is_made_once_and_is_the_same_for_the_same_seed(

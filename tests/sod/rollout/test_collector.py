@@ -17,7 +17,8 @@ from sod.envs.base import StepResult
 from sod.envs.tool_env import ToolEnvironment
 from sod.errors import RolloutError
 from sod.rewards import get_reward
-from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.collector import collect
+from sod.rollout.limits import RolloutLimits
 from sod.rollout.store import read_trajectories, write_trajectories
 from sod.tokenization import tokenize_trajectory
 from sod.tools import ToolRunner, ToolUnavailableError, tool
@@ -332,20 +333,22 @@ def test_bad_arguments_and_engines_are_named(renderer, runner):
         )
 
 
-def collect_with_model(model, renderer, runner, *, seed, **options):
+def collect_with_model(model, renderer, runner, *, seed, top_p=1.0, **options):
     # A random model never closes a call: treat everything as an error that goes on.
     class Talk(ToolEnvironment):
         def step(self, turn, results):
             said = ({"role": "tool", "content": "error: " + "go on " * (len(turn.text) % 7)},)
             return StepResult(results=results, messages=said)
 
+    engine = HFEngine(model, pad_id=renderer.pad_id, **options)
+    engine.policy_version = 5
     return collect(
         [task("a"), task("b", "43")],
-        engine=HFEngine(model, pad_id=renderer.pad_id, **options),
+        engine=engine,
         renderer=renderer,
         environment_factory=partial(Talk, tools=(add,), reward=get_reward("number")),
         limits=RolloutLimits(max_turns=3, max_turn_tokens=12, max_trajectory_tokens=600),
-        params=params(renderer, max_turn_tokens=12),
+        params=params(renderer, max_turn_tokens=12, top_p=top_p),
         seed=seed,
         runner=runner,
         num_samples=2,
@@ -365,6 +368,15 @@ def test_sampled_log_probs_are_those_of_the_tokenised_trajectory(tiny_model, ren
         at_response = sequence.response_mask[1:]
         assert at_response.sum() == trajectory.num_sampled_tokens
         assert torch.allclose(sequence.log_probs[1:][at_response], expected[at_response], atol=1e-5)
+
+
+def test_every_turn_says_which_weights_sampled_it_and_whether_its_vocabulary_was_cut(
+    tiny_model, renderer, runner
+):
+    for top_p in (1.0, 0.9):
+        for trajectory in collect_with_model(tiny_model, renderer, runner, seed=1, top_p=top_p):
+            assert len(trajectory.turns) > 1
+            assert {(turn.policy_version, turn.is_truncated) for turn in trajectory.turns} == {(5, top_p < 1)}
 
 
 def test_a_rollout_is_repeatable_and_seeded(tiny_model, renderer, runner):

@@ -15,8 +15,9 @@ from sod.engines.scripted import ScriptedEngine
 from sod.envs.base import StepResult
 from sod.evaluate import rollout_metrics
 from sod.packing import pack
-from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.collector import collect
 from sod.rollout.history import History, PastTurn, summary_prompt, text_of
+from sod.rollout.limits import RolloutLimits
 from sod.rollout.store import read_trajectories, write_trajectories
 from sod.tokenization import tokenize_trajectory
 from sod.tools import ToolRunner

@@ -21,8 +21,9 @@ from sod.loop.update import UpdateSettings, run_update
 from sod.optim import OptimizerSet
 from sod.packing import pack
 from sod.rewards import get_reward
-from sod.rollout.collector import RolloutLimits, collect
+from sod.rollout.collector import collect
 from sod.rollout.history import History
+from sod.rollout.limits import RolloutLimits
 from sod.rollout.privilege import Privilege, privilege_of
 from sod.rollout.store import read_trajectories, write_trajectories
 from sod.scoring import row_logits
