@@ -10,6 +10,8 @@ VLLM   := .venv-vllm
 ALFWORLD := $(VENV)/.alfworld
 # More arguments for the benchmarks: make bench BENCH="--device cuda --ops step_kl"
 BENCH  ?=
+# What `sod` (the first four) and TRL import and a machine with a GPU may lack; all plain Python.
+CARRIED := tomli[-_]w|httpx2|httpcore2|truststore|datasets|dill|multiprocess
 # Likewise for the GPU run: make gpu GPU="--parts build bench"
 GPU    ?=
 # cmake, ninja and clang-format of the pinned set come before those of the system.
@@ -95,7 +97,7 @@ cuda-compile: $(STAMP)  ## Compile csrc/cuda with nvcc; check the resource repor
 # Peers live apart from .venv and come last on the path, so that they cannot change what the tests run on.
 # Without a network they are rows that say so.
 $(PEERS): requirements-peers.txt $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $< \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --upgrade --target $(@D) -r $< \
 		&& touch $@ || echo "The peers could not be installed; the table will say so."
 
 bench: $(STAMP) $(PEERS)  ## Benchmarks beside their peers: table, plots, JSON in benchmarks/results
@@ -113,8 +115,8 @@ gpu-dry: $(STAMP)  ## Every path of it without a GPU, on tiny sizes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu --dry $(GPU)
 
 gpu-carry: $(STAMP) $(PEERS)  ## Put into .peers what a machine without a network lacks
-	grep -E '^(tomli[-_]w|httpx2|httpcore2|truststore)==' requirements-cpu.txt | $(BIN)/python -m pip install --quiet \
-		--disable-pip-version-check --no-deps --upgrade --target .peers -r /dev/stdin
+	grep -E '^($(CARRIED))==' requirements-cpu.txt | $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps --no-compile --upgrade --target .peers -r /dev/stdin
 
 results: $(STAMP)  ## Write RESULTS.md and its pictures from benchmarks/results
 	$(BIN)/python -m benchmarks.results_page

@@ -193,5 +193,9 @@ def read(path: Path) -> Document:
 
 
 def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        # A machine that files are brought to need not have git.
+        return "unknown"
     return result.stdout.strip() if result.returncode == 0 else "unknown"

@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     parts = [PARTS[name] for name in options.parts]
     say(show_plan(parts))
-    origin = {**probe(), "is_dry": options.dry}
+    origin = {**probe(options.peers), "is_dry": options.dry}
     if options.commit is not None:
         origin |= {"git_sha": options.commit, "git_is_clean": True}
     folder = (options.output or default_folder(origin, is_dry=options.dry)).resolve()

@@ -34,6 +34,8 @@ _DRY_NAMES = f"({_ODD}) or replays or beyond"
 _MOST_WORKERS = 12
 _STOP_BEFORE_S = 8.0
 _SAY_EVERY = 50
+# Every worker would start as many threads, and as many compilers, as there are cores.
+_VARIABLES = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 def run(job: Job) -> None:
@@ -43,7 +45,7 @@ def run(job: Job) -> None:
     lines.unlink(missing_ok=True)
     kept = [row for row in job.sheet.content.get("tests", []) if row["status"] == OK]
     passed.write_text("\n".join(row["item"] for row in kept), encoding="utf-8")
-    variables = environment()
+    variables = environment(**_VARIABLES)
     if not job.is_dry:
         variables.pop("TRITON_INTERPRET", None)
     command = _command(job, lines, passed)

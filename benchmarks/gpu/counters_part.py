@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -115,7 +114,8 @@ def read_csv(text: str) -> dict[str, dict[str, Any]]:
     begin = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), None)
     if begin is None:
         return {}
-    table = list(csv.DictReader(io.StringIO("\n".join(lines[begin:]))))
+    # The profiled process may have the last word.
+    table = list(csv.DictReader(line for line in lines[begin:] if line.startswith('"')))
     units = table[0] if table else {}
     found: dict[str, dict[str, Any]] = {}
     for launch in table[1:]:

@@ -108,6 +108,8 @@ def _start(job: Job, paths: E2EPaths, model: Model) -> BaseProcess:
     os.environ |= {
         "PYTHONPATH": f"{paths_of_modules}{os.pathsep}{job.peers}",
         "TOKENIZERS_PARALLELISM": "false",
+        # Nine processes, each of which would start a thread per core.
+        "OMP_NUM_THREADS": "1",
     }
     arguments = (model.name, model.seed, paths.root)
     options = {"is_dry": job.is_dry, "method": model.method, "log": _log(paths, model)}

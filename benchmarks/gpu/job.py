@@ -112,15 +112,23 @@ def why_no_gpu(origin: Mapping[str, Any]) -> str | None:
     return None
 
 
-def probe() -> dict[str, Any]:
-    """Find out what runs where: the columns that every file begins with."""
+def probe(peers: Path) -> dict[str, Any]:
+    """Find out what runs where: the columns that every file begins with.
+
+    Args:
+        peers: Folder of packages that come last on the path.
+
+    Returns:
+        Columns.
+    """
     # Only whoever starts the parts needs them.
     import torch
 
     from benchmarks.device import CpuDevice
-    from benchmarks.peers import versions
+    from benchmarks.peers import add_to_path, versions
     from benchmarks.record import provenance
 
+    add_to_path(peers)
     has_gpu = torch.cuda.is_available()
     name = torch.cuda.get_device_name() if has_gpu else CpuDevice().name()
     origin = provenance(name, "cuda" if has_gpu else "cpu", {"triton": _version("triton"), **versions()})

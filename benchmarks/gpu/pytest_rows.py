@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+_MOST_CHARACTERS = 3000
 _OUTCOMES = {"passed": "ok", "failed": "failed", "skipped": "skipped"}
 
 
@@ -43,6 +44,9 @@ class _Rows:
                 "reason": _reason(report),
                 "seconds": round(report.duration, 3),
             }
+            if report.failed:
+                # Whoever reads the file has no second look at the device.
+                row["report"] = str(report.longrepr)[-_MOST_CHARACTERS:]
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 

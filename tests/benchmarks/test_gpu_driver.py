@@ -13,7 +13,7 @@ from benchmarks.gpu import __main__ as driver
 from benchmarks.gpu import worker
 from benchmarks.gpu.bench_cases import EVERYBODY, planned
 from benchmarks.gpu.build_part import AHEAD_OF_TIME
-from benchmarks.gpu.job import ROOT, Job, why_no_gpu
+from benchmarks.gpu.job import ROOT, Job, probe, why_no_gpu
 from benchmarks.gpu.model import expected_seconds
 from benchmarks.gpu.plan import EARLY, EARLY_S, PARTS, TOTAL_S
 from benchmarks.gpu.sheet import Sheet, read_sheet
@@ -49,7 +49,7 @@ def fake_parts(monkeypatch):
         return [sys.executable, "-c", SCRIPT, part, settings]
 
     monkeypatch.setattr(driver, "module_command", command)
-    monkeypatch.setattr(driver, "probe", lambda: dict(ORIGIN))
+    monkeypatch.setattr(driver, "probe", lambda peers: dict(ORIGIN))
 
 
 def is_alive(pid):
@@ -90,7 +90,7 @@ def test_a_killed_and_a_broken_part_keep_their_rows_and_the_rest_goes_on(fake_pa
 
 def test_a_part_that_never_wrote_is_failed(monkeypatch, tmp_path):
     monkeypatch.setattr(driver, "module_command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
-    monkeypatch.setattr(driver, "probe", lambda: dict(ORIGIN))
+    monkeypatch.setattr(driver, "probe", lambda peers: dict(ORIGIN))
     assert driver.main(["--parts", "build", "--output", str(tmp_path)]) == 1
     assert read_sheet(tmp_path / "build.json").content["reason"].startswith("Its process ended with 3")
 
@@ -152,6 +152,17 @@ def test_the_shapes_of_the_targets_come_first_with_everybody():
 )
 def test_a_machine_that_cannot_run_it_says_why(origin, reason):
     assert why_no_gpu(origin) == reason
+
+
+def test_a_machine_without_git_and_with_peers_in_a_folder_is_described(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder = tmp_path / "trl-9.8.7.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: trl\nVersion: 9.8.7\n")
+    origin = probe(tmp_path)
+    assert (origin["git_sha"], origin["git_is_clean"]) == ("unknown", False)
+    assert origin["versions"]["trl"] == "9.8.7"
 
 
 def test_without_a_gpu_a_part_is_skipped_with_the_reason(tmp_path):

@@ -42,7 +42,7 @@ def run(part, folder):
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_runs_dry(part, tmp_path, monkeypatch):
     # The part "e2e" sets these for the processes that it starts.
-    for name in ("PYTHONPATH", "TOKENIZERS_PARALLELISM"):
+    for name in ("PYTHONPATH", "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     # `make gpu-dry` compiles it; the tests of the compiler do so with every kernel.
     monkeypatch.setattr(build_part, "compile_ahead", lambda job: f"sm_{job.architecture}")

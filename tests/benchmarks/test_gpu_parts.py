@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.contestant import OURS, Contestant
-from benchmarks.gpu import bench_part, build_part, counters_part, e2e_part, sanitize_part
+from benchmarks.gpu import (
+    bench_part,
+    build_part,
+    correctness_part,
+    counters_part,
+    e2e_part,
+    pytest_rows,
+    sanitize_part,
+)
 from benchmarks.gpu.bench_cases import Planned
 from benchmarks.gpu.correctness_part import summary
 from benchmarks.gpu.e2e_world import wide_tokenizer
@@ -31,6 +39,7 @@ NCU = f"""==PROF== Connected to process 7
 "0","first_sweep_kernel(float const*)","1,300.5","40.25","1.5"
 "1","first_sweep_kernel(float const*)","700","91.5","1.5"
 "2","backward_kernel","n/a","",""
+loss 1.5
 """
 
 
@@ -118,11 +127,12 @@ def test_a_checker_that_says_nothing_proves_nothing(tool, output, error, message
 
 def test_an_error_that_a_checker_finds_fails_its_row(monkeypatch, tmp_path):
     job = make_job(tmp_path, part="sanitize")
-    answers(monkeypatch, sanitize_part, code=1, stdout="loss 1.5\nERROR SUMMARY: 2 errors")
+    answers(monkeypatch, sanitize_part, code=1, stdout="loss 1.5\n========= ERROR SUMMARY: 2 errors")
     sanitize_part.run(job)
     assert len(job.sheet.rows) == 2 * (2 * len(sanitize_part.OPS) - 1)
     assert {row["status"] for row in job.sheet.rows} == {"failed"}
     assert job.sheet.rows[0]["reason"] == "RuntimeError: memcheck found 2 errors."
+    assert job.sheet.rows[0]["report"] == ["========= ERROR SUMMARY: 2 errors"]
     late = make_job(tmp_path / "late", part="sanitize", seconds=1.0)
     sanitize_part.run(late)
     assert {row["status"] for row in late.sheet.rows} == {"skipped"}
@@ -150,6 +160,32 @@ def test_without_a_compiler_the_build_is_skipped(monkeypatch, tmp_path):
     for call in (build_part.nvcc_version, lambda: build_part.build_modules(make_job(tmp_path))):
         with pytest.raises(SkippedError, match="nvcc"):
             call()
+
+
+def test_workers_of_the_tests_share_the_processor(monkeypatch, tmp_path):
+    seen = {}
+
+    def start(command, *, cwd, env):
+        seen.update(env)
+        return SimpleNamespace(poll=lambda: 0, kill=lambda: None, wait=lambda: 0)
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(correctness_part.subprocess, "Popen", start)
+    correctness_part.run(make_job(tmp_path, part="correctness"))
+    assert (seen["OMP_NUM_THREADS"], seen["TORCHINDUCTOR_COMPILE_THREADS"]) == ("1", "1")
+    assert "TRITON_INTERPRET" not in seen
+
+
+def test_a_failed_test_keeps_its_traceback(tmp_path):
+    rows = pytest_rows._Rows(tmp_path / "rows.jsonl")
+    for outcome, said in (("passed", None), ("failed", "x" * 5000 + "\nt.py:3: AssertionError: off")):
+        rows.pytest_runtest_logreport(
+            pytest.TestReport("t.py::t", ("t.py", 3, "t"), {}, outcome, said, "call", duration=0.1)
+        )
+    passed, failed = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert "report" not in passed
+    assert failed["report"].endswith("t.py:3: AssertionError: off")
+    assert len(failed["report"]) == 3000
 
 
 def test_tests_are_summed_up_by_function_with_their_reasons():
