@@ -1,5 +1,6 @@
 """`unit_kl` against the hand-worked example, the textbook formula and its own promises, in float64."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -340,3 +341,51 @@ def test_top_columns_of_all_are_all():
     wanted, wanted_grad = run_with_gradient(pair, mask_first_token=True)
     assert torch.equal(out.unit_kl, wanted.unit_kl)
     assert torch.equal(grad, wanted_grad)
+
+
+def logs(*rows):
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+def pushes(first, second, *, masks):
+    """Both want 42, the student as 4 and 2: what a step of descent does to log p(4) and log p(2 after 4)."""
+    rest, later = (1 - first) / 4, (1 - second) / 4
+    student = logs([first, rest, rest, rest, rest], [later, second, later, later, later])
+    pair = replace(
+        worked_example(),
+        student=student,
+        teacher=logs([0.01, 0.01, 0.95, 0.01, 0.01, 0.01]),
+        units=Units(torch.tensor([[0, 2]]), torch.tensor([[0, 1]])),
+        student_ids=torch.tensor([0, 1]),
+        teacher_ids=torch.tensor([2]),
+    )
+    _, gradient = run_with_gradient(pair, mask_first_token=masks)
+    towards = torch.eye(5, dtype=torch.float64)[:2] - student.exp()
+    return (-(gradient * towards).sum(-1)).tolist()
+
+
+def test_a_right_span_pushes_its_own_first_token_away_unless_that_is_masked():
+    assert pushes(0.3, 0.9, masks=False)[0] > 0.05
+    assert pushes(0.7, 0.9, masks=False)[0] < -0.02
+    assert pushes(0.7, 0.9, masks=True)[0] > 0.05
+
+
+def test_without_the_first_token_nothing_holds_the_ones_after_it():
+    assert pushes(0.98, 0.3, masks=False)[1] > 0.1
+    assert abs(pushes(0.98, 0.3, masks=True)[1]) < 0.001
+
+
+def test_beside_a_longer_span_of_the_teacher_its_first_token_wants_half_of_the_mass():
+    # Both want 42: the teacher writes it as 4 and 2, and the student can write 4 too.
+    units = Units(torch.tensor([[0, 1]]), torch.tensor([[0, 2]]))
+    teacher = logs([1e-9, 1e-9, 1, 1e-9], [1e-9, 1e-9, 1e-9, 1])
+    columns = VocabMap(torch.tensor([0, 1]), torch.tensor([2, 3]))
+    ids = torch.tensor([2]), torch.tensor([2, 3])
+
+    def distance(of_span, of_first, masks):
+        pair = Pair(logs([of_first, 1e-9, of_span]), teacher, *ids, units, columns)
+        return float(run(pair, mask_first_token=masks).unit_kl[0])
+
+    assert distance(1.0, 1e-9, False) == pytest.approx(math.log(2), abs=1e-6)
+    assert distance(0.5, 0.5, False) == pytest.approx(0, abs=1e-6)
+    assert distance(1.0, 1e-9, True) == pytest.approx(0, abs=1e-6)
