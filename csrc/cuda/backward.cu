@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const RowState& state = inputs.row_state[row];
   const bool with_teacher = has_gradient(upstream.token_kl, state.divergence);
   const bool with_reference = has_reference && has_gradient(upstream.reference_kl, state.reference_kl);
-  __shared__ Coefficients coefficients;
+  Coefficients& coefficients = shared_memory<Coefficients>();
   if (threadIdx.x == 0) {
     coefficients = make_coefficients(problem, state, upstream, with_teacher, with_reference);
   }
@@ -143,14 +143,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 template <class T, Divergence divergence, bool has_reference>
 void launch(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
             cudaStream_t stream) {
-  const unsigned rows = static_cast<unsigned>(problem.rows.count());
+  const std::int64_t rows = problem.rows.count();
   if (is_aligned<T>(problem.student) && is_aligned<T>(problem.teacher) && is_aligned<T>(problem.reference) &&
       is_aligned<T>(gradient)) {
-    backward_kernel<T, divergence, has_reference, kPackWidth<T>>
-        <<<rows, kThreads, 0, stream>>>(problem, inputs, gradient);
+    launch_blocks<backward_kernel<T, divergence, has_reference, kPackWidth<T>>>(rows, stream, problem, inputs,
+                                                                                gradient);
   } else {
-    backward_kernel<T, divergence, has_reference, 1>
-        <<<rows, kThreads, 0, stream>>>(problem, inputs, gradient);
+    launch_blocks<backward_kernel<T, divergence, has_reference, 1>>(rows, stream, problem, inputs, gradient);
   }
 }
 

@@ -165,7 +165,7 @@ __device__ RowState jsd_row(const RowTriple<T>& row, const Problem& problem, Exp
 template <class T, Divergence divergence, bool has_reference, int width>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     forward_kernel(Problem problem, ForwardOutputs outputs) {
-  __shared__ Shared shared;
+  Shared& shared = shared_memory<Shared>();
   const std::int64_t row = blockIdx.x;
   if (problem.rows.step_ids[row] < 0) {
     if (threadIdx.x == 0) write_zeros(outputs, row);
@@ -196,12 +196,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 
 template <class T, Divergence divergence, bool has_reference>
 void launch(const Problem& problem, const ForwardOutputs& outputs, cudaStream_t stream) {
-  const unsigned rows = static_cast<unsigned>(problem.rows.count());
+  const std::int64_t rows = problem.rows.count();
   if (is_aligned<T>(problem.student) && is_aligned<T>(problem.teacher) && is_aligned<T>(problem.reference)) {
-    forward_kernel<T, divergence, has_reference, kPackWidth<T>>
-        <<<rows, kThreads, 0, stream>>>(problem, outputs);
+    launch_blocks<forward_kernel<T, divergence, has_reference, kPackWidth<T>>>(rows, stream, problem,
+                                                                               outputs);
   } else {
-    forward_kernel<T, divergence, has_reference, 1><<<rows, kThreads, 0, stream>>>(problem, outputs);
+    launch_blocks<forward_kernel<T, divergence, has_reference, 1>>(rows, stream, problem, outputs);
   }
 }
 

@@ -13,7 +13,7 @@ namespace {
 template <class T, int width>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     log_probs_forward_kernel(LogProbProblem problem, LogProbOutputs outputs) {
-  __shared__ Shared shared;
+  Shared& shared = shared_memory<Shared>();
   const std::int64_t row = blockIdx.x;
   const bool is_active = problem.rows.step_ids[row] >= 0;
   const double temperature = problem.rows.temperature;
@@ -60,8 +60,8 @@ __device__ Place place_of(const std::int64_t* ids, const float* gradients, std::
 template <class T, int width>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     log_probs_backward_kernel(LogProbProblem problem, LogProbBackwardInputs inputs, Gradient gradient) {
-  __shared__ Shared shared;
-  __shared__ GradientRow shared_coefficients;
+  Shared& shared = shared_memory<Shared>();
+  GradientRow& shared_coefficients = shared_memory<GradientRow>();
   const std::int64_t row = blockIdx.x;
   T* out = row_of<T>(gradient, row);
   const std::int64_t* ids = problem.ids + row * problem.num_ids;
@@ -123,13 +123,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 cudaError_t log_probs_forward(const LogProbProblem& problem, const LogProbOutputs& outputs,
                               cudaStream_t stream) {
   if (problem.rows.count() == 0) return cudaSuccess;
-  const unsigned rows = static_cast<unsigned>(problem.rows.count());
+  const std::int64_t rows = problem.rows.count();
   with_row_type(problem.rows.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (is_aligned<T>(problem.student)) {
-      log_probs_forward_kernel<T, kPackWidth<T>><<<rows, kThreads, 0, stream>>>(problem, outputs);
+      launch_blocks<log_probs_forward_kernel<T, kPackWidth<T>>>(rows, stream, problem, outputs);
     } else {
-      log_probs_forward_kernel<T, 1><<<rows, kThreads, 0, stream>>>(problem, outputs);
+      launch_blocks<log_probs_forward_kernel<T, 1>>(rows, stream, problem, outputs);
     }
   });
   return cudaGetLastError();
@@ -138,13 +138,13 @@ cudaError_t log_probs_forward(const LogProbProblem& problem, const LogProbOutput
 cudaError_t log_probs_backward(const LogProbProblem& problem, const LogProbBackwardInputs& inputs,
                                const Gradient& gradient, cudaStream_t stream) {
   if (problem.rows.count() == 0) return cudaSuccess;
-  const unsigned rows = static_cast<unsigned>(problem.rows.count());
+  const std::int64_t rows = problem.rows.count();
   with_row_type(problem.rows.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (is_aligned<T>(problem.student) && is_aligned<T>(gradient)) {
-      log_probs_backward_kernel<T, kPackWidth<T>><<<rows, kThreads, 0, stream>>>(problem, inputs, gradient);
+      launch_blocks<log_probs_backward_kernel<T, kPackWidth<T>>>(rows, stream, problem, inputs, gradient);
     } else {
-      log_probs_backward_kernel<T, 1><<<rows, kThreads, 0, stream>>>(problem, inputs, gradient);
+      launch_blocks<log_probs_backward_kernel<T, 1>>(rows, stream, problem, inputs, gradient);
     }
   });
   return cudaGetLastError();

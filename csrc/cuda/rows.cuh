@@ -6,13 +6,13 @@
 
 #include <cstdint>
 
+#include "cuda/device.cuh"
 #include "sod/number.h"
 #include "sod/rows.h"
 #include "sod/softmax_state.h"
 
 namespace sod::cuda {
 
-constexpr int kThreads = 256;
 // Leaves 80 registers to a thread, which no kernel outgrows, and 24 warps to a processor.
 constexpr int kBlocksPerProcessor = 3;
 constexpr int kWarps = kThreads / 32;

@@ -7,7 +7,7 @@ namespace {
 
 // Each thread adds its rows of the step in row order; the threads are then added up in a fixed order.
 __global__ void __launch_bounds__(kThreads) step_sums_kernel(Rows rows, ForwardOutputs outputs) {
-  __shared__ Shared shared;
+  Shared& shared = shared_memory<Shared>();
   const std::int64_t step = blockIdx.x;
   const Span span = *span_of(outputs, step);
   StepSums sums;
@@ -33,8 +33,7 @@ cudaError_t clear_spans(const ForwardOutputs& outputs, cudaStream_t stream) {
 
 cudaError_t sum_spans(const Rows& rows, const ForwardOutputs& outputs, cudaStream_t stream) {
   if (outputs.num_steps == 0) return cudaSuccess;
-  const unsigned steps = static_cast<unsigned>(outputs.num_steps);
-  step_sums_kernel<<<steps, kThreads, 0, stream>>>(rows, outputs);
+  launch_blocks<step_sums_kernel>(outputs.num_steps, stream, rows, outputs);
   return cudaGetLastError();
 }
 

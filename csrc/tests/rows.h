@@ -3,9 +3,11 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <vector>
 
+#include "sod/number.h"
 #include "sod/step_kl.h"
 
 namespace sod::test {
@@ -20,6 +22,47 @@ inline Row random_row(std::size_t size, double scale, unsigned seed) {
   for (float& value : row) value = static_cast<float>(normal(generator));
   return row;
 }
+
+// ---- rows as they lie in memory
+
+using Bytes = std::vector<char>;
+
+inline std::size_t size_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// Relative, of a float's rounding to the dtype.
+inline double rounding_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 0 : dtype == DType::kBFloat16 ? 0x1p-8 : 0x1p-11;
+}
+
+inline Bytes encode(const Row& row, DType dtype) {
+  Bytes bytes(row.size() * size_of(dtype));
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    const std::uint16_t half =
+        dtype == DType::kBFloat16 ? bfloat16_from_float(row[i]) : float16_from_float(row[i]);
+    const void* from = dtype == DType::kFloat32 ? static_cast<const void*>(&row[i]) : &half;
+    std::memcpy(bytes.data() + i * size_of(dtype), from, size_of(dtype));
+  }
+  return bytes;
+}
+
+inline Row decode(const Bytes& bytes, DType dtype) {
+  Row row(bytes.size() / size_of(dtype));
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    std::uint16_t half;
+    const char* from = bytes.data() + i * size_of(dtype);
+    std::memcpy(&half, from, sizeof half);
+    if (dtype == DType::kFloat32) {
+      std::memcpy(&row[i], from, sizeof row[i]);
+    } else {
+      row[i] = dtype == DType::kBFloat16 ? float_from_bfloat16(half) : float_from_float16(half);
+    }
+  }
+  return row;
+}
+
+// ---- truth
 
 inline std::vector<Real> log_softmax(const Row& row, double temperature) {
   Real max = -INFINITY;

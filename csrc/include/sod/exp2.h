@@ -10,6 +10,9 @@
 
 #include "sod/number.h"
 #include "sod/portable.h"
+#if defined(__CUDACC__)
+#include "cuda/device.cuh"
+#endif
 
 namespace sod {
 
@@ -33,9 +36,7 @@ SOD_INLINE float at_least(float x, float bound) {
 
 SOD_INLINE float exp_of(float difference, Exponent exponent) {
 #if defined(__CUDA_ARCH__)
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(difference * exponent.log2_scale));
-  return power;
+  return cuda::exp2_approx(difference * exponent.log2_scale);
 #else
   const float x = at_least(difference, exponent.lowest);
   // Adding 1.5 * 2^23 leaves the rounded integer in the low bits; 127 more makes them the biased exponent.
