@@ -1,9 +1,10 @@
 """A teacher with another tokenizer trains the demo's student through tool turns, over several seeds.
 
-    python benchmarks/simct_agent.py --seeds 0 1 2 --output runs/simct_agent
+    python benchmarks/simct_agent.py --seeds 0 1 2 --digits 1 --output runs/simct_agent
 
 The student is that of `sod demo`; the teacher is as large as the demo's, but its tokenizer has another
-vocabulary (numbers in pairs of digits, shorter pieces of everything else) and a chat template with headers.
+vocabulary (shorter pieces of everything; numbers in single digits as the student's, or in pairs) and a chat
+template with headers.
 Both are made from nothing. The claim that is checked: over the seeds, the mean gain of SimCT over the cold
 student is more than eight points; and the table says whether spans help, beside 1:1 units alone. It does not
 hold: students come to cut numbers of two digits, one token of the teacher, to their first. docs/simct.md says
@@ -92,13 +93,15 @@ _SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|im_end|>", "<
 _NAME_REPEATS = 2000
 
 
-def teacher_tokenizer(vocab_size: int = 700, longest: int = 16) -> PreTrainedTokenizerFast:
-    """Trains the teacher's tokenizer: names are tokens, numbers pairs of digits, all else short pieces."""
+def teacher_tokenizer(digits: int, vocab_size: int = 700, longest: int = 16) -> PreTrainedTokenizerFast:
+    """Trains the teacher's tokenizer: names are tokens, numbers groups of digits, all else short pieces."""
     names = (*ITEMS, *FIELDS, "lookup", "python")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(rf"\b({'|'.join(names)})\b|-|[0-9]{{1,2}}"), behavior="isolated"),
+            pre_tokenizers.Split(
+                Regex(rf"\b({'|'.join(names)})\b|-|[0-9]{{1,{digits}}}"), behavior="isolated"
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -110,7 +113,7 @@ def teacher_tokenizer(vocab_size: int = 700, longest: int = 16) -> PreTrainedTok
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    numbers = (str(number) for number in range(10, 100))
+    numbers = [str(number) for number in range(10, 100)] if digits == 2 else []
     markers = "|".join(map(re.escape, _SPECIAL))
 
     def pieces() -> Iterator[str]:
@@ -147,12 +150,14 @@ class Phase:
 class Agent:
     """All phases of one seed."""
 
-    def __init__(self, settings: DemoSettings, root: Path, *, seed: int, num_threads: int) -> None:
-        """Take size, folder and seed, and make the tokenizers."""
+    def __init__(
+        self, settings: DemoSettings, root: Path, *, seed: int, num_threads: int, digits: int
+    ) -> None:
+        """Take size, folder, seed and the digits of a number's tokens, and make the tokenizers."""
         self._settings, self._paths = settings, DemoPaths(root)
         self._seed, self._num_threads = seed, num_threads
         self._tokenizers = {
-            "teacher": teacher_tokenizer(),
+            "teacher": teacher_tokenizer(digits),
             "student": ledger_tokenizer(settings.vocab_size),
         }
 
@@ -362,6 +367,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/simct_agent"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--digits", type=int, choices=(1, 2), default=1, help="of the teacher's numbers")
     parser.add_argument("--quick", action="store_true", help="a small run of every phase; nothing is claimed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -371,7 +377,13 @@ def main() -> int:
     settings = QUICK if arguments.quick else replace(FULL, teacher=patient)
     phases: dict[int, dict[str, Phase]] = {}
     for seed in arguments.seeds:
-        agent = Agent(settings, arguments.output / f"seed_{seed}", seed=seed, num_threads=arguments.threads)
+        agent = Agent(
+            settings,
+            arguments.output / f"seed_{seed}",
+            seed=seed,
+            num_threads=arguments.threads,
+            digits=arguments.digits,
+        )
         phases[seed] = agent.run()
         # After every seed, so that a run that is stopped leaves what it knows.
         table = seed_table(phases)

@@ -127,7 +127,8 @@ class FromAnchor:
         """Weigh the steps; 0 for a step without tokens."""
         divergence, has_tokens = context.statistics.divergence, context.statistics.tokens > 0
         ratio = (self._anchor(context) + self.epsilon) / (divergence + self.epsilon)
-        return torch.where(has_tokens, ratio.pow(self.sharpness).clamp(self.min_weight, 1.0 + self.delta), 0.0)
+        weights = ratio.pow(self.sharpness).clamp(self.min_weight, 1.0 + self.delta)
+        return torch.where(has_tokens, weights, 0.0)
 
     def _anchor(self, context: StepContext) -> Tensor:
         divergence = context.statistics.divergence
