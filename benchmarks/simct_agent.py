@@ -7,8 +7,7 @@ vocabulary (shorter pieces of everything; numbers in single digits as the studen
 template with headers.
 Both are made from nothing. The claim that is checked: over the seeds, the mean gain of SimCT over the cold
 student is more than eight points; and the table says whether spans help, beside 1:1 units alone. It does not
-hold: students come to cut numbers of two digits, one token of the teacher, to their first. docs/simct.md says
-why, docs/log.md has the figures.
+hold so far: docs/log.md has the table and what was found since, docs/simct.md what the units do not see.
 
 Every finished round and phase is kept, so that a run that was stopped goes on where it was with the same
 command. Exits with 1 where the claim does not hold.
