@@ -22,7 +22,7 @@ class StepContext:
         errors_before: Error observations of the trajectory before the step.
         round_number: Number of the round, 1 for the first.
         anchor: Running median of the step divergences of earlier updates, nats; None before the first.
-        advantages: Advantage of the step's trajectory; None where the algorithm reads no rewards.
+        advantages: Advantage of the step; None where the algorithm reads no rewards.
     """
 
     statistics: StepStatistics
