@@ -60,9 +60,7 @@ def turn_advantages(trajectories: Sequence[Trajectory], *, penalty: float) -> li
     return _standardised(trajectories, scores)
 
 
-def _standardised(
-    trajectories: Sequence[Trajectory], scores: Sequence[Sequence[float]]
-) -> list[list[float]]:
+def _standardised(trajectories: Sequence[Trajectory], scores: Sequence[Sequence[float]]) -> list[list[float]]:
     groups: dict[int, list[float]] = defaultdict(list)
     for index, (trajectory, own) in enumerate(zip(trajectories, scores, strict=True)):
         if not math.isfinite(trajectory.reward):

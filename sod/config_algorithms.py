@@ -184,7 +184,7 @@ class ATODSection(DistillationSection):
     mean_preserving: bool = False
     """Whether weights are scaled to a token mean of 1 per trajectory."""
     penalty_on: Literal["trajectory", "turn"] = "trajectory"
-    """Whose advantage [environment] invalid_penalty lowers: the attempt's (paper), or the turn's (release)."""
+    """Whose advantage [environment] invalid_penalty lowers: the attempt's (paper) or the turn's (release)."""
 
     @property
     def has_reward_term(self) -> bool:
@@ -217,8 +217,9 @@ class STMSection(RewardedSection):
     """Name of the algorithm."""
     form: Literal["vocab"] = "vocab"
     """The second target is a divergence over the vocabulary, so there is no other form."""
-    anchor: Literal["running_median", "batch_quantile", "constant"] = "running_median"
-    """What a step's divergence is compared with: the median so far, a quantile of now, or a number."""
+    anchor: Literal["running_median", "batch_quantile", "constant", "first_step"] = "running_median"
+    """What a step's divergence is compared with: the median so far, a quantile of now, a number, or that of
+    the first step of its trajectory, as in SOD."""
     quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
     """Quantile of the step divergences of a microbatch, for anchor = "batch_quantile"."""
     constant: Annotated[float, Above(0)] = 0.1

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sod_kernels import SodWeighting
 from sod_kernels.types import StepStatistics
 
 
@@ -80,14 +81,14 @@ class DecayAfterError:
 
 @dataclass(frozen=True, kw_only=True)
 class FromAnchor:
-    """w_k = clip((anchor + epsilon) / (d_k + epsilon), min_weight, 1 + delta), every step alike.
+    """w_k = clip((anchor + epsilon) / (d_k + epsilon), min_weight, 1 + delta).
 
-    SOD's anchor is the first step of the step's own trajectory. Here it belongs to the whole batch, so that
-    an easy first step does not starve the others, and a step is judged by what the student can do now.
+    SOD's anchor is the first step of the step's own trajectory. One that belongs to the whole batch does not
+    let an easy first step starve the others, and judges a step by what the student can do now.
 
     Attributes:
         anchor: "running_median" of the step divergences of earlier updates (of this microbatch before the
-            first), "batch_quantile" of this microbatch, or "constant".
+            first), "batch_quantile" of this microbatch, "constant", or "first_step" as in SOD.
         quantile: For "batch_quantile".
         constant: For "constant", nats.
         delta: A weight is at most 1 + delta.
@@ -97,7 +98,7 @@ class FromAnchor:
     Source: ours; docs/math.md, "Two targets".
     """
 
-    anchor: Literal["running_median", "batch_quantile", "constant"] = "running_median"
+    anchor: Literal["running_median", "batch_quantile", "constant", "first_step"] = "running_median"
     quantile: float = 0.5
     constant: float = 0.1
     delta: float = 0.2
@@ -107,6 +108,9 @@ class FromAnchor:
     def __call__(self, context: StepContext) -> Tensor:
         """Weigh the steps; 0 for a step without tokens."""
         divergence, has_tokens = context.statistics.divergence, context.statistics.tokens > 0
+        if self.anchor == "first_step":
+            weights = SodWeighting(delta=self.delta, epsilon=self.epsilon)(context.statistics)
+            return torch.where(has_tokens, weights.clamp(min=self.min_weight), 0.0)
         ratio = (self._anchor(context) + self.epsilon) / (divergence + self.epsilon)
         return torch.where(has_tokens, ratio.clamp(self.min_weight, 1.0 + self.delta), 0.0)
 

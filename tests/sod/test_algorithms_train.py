@@ -31,6 +31,7 @@ from sod.config_algorithms import (
 from sod.loop.update import UpdateResult, UpdateSettings, run_update
 from sod.optim import OptimizerSet
 from sod.packing import Batch, num_trained_tokens, pack
+from sod.schedules import constant
 from sod.scoring import row_logits
 from sod.teacher import LocalTeacher
 from sod.teacher.cache import Targets
@@ -38,7 +39,8 @@ from sod.tokenization import tokenize_trajectory
 from sod_kernels import sod_weights
 from tests.sod.tiny import make_model, sampled_trajectories, sharpened
 
-NUM_UPDATES = 10
+pytestmark = pytest.mark.no_cover
+NUM_UPDATES = 8
 ADVANTAGES = [1.0, -1.0, 0.5, -0.5, 2.0]
 
 
@@ -61,7 +63,9 @@ class Trained:
 
     def change(self, key, chosen=None):
         """Mean of a reading over chosen trained rows, after over before."""
-        before, after = (one[key] if chosen is None else one[key][chosen] for one in (self.before, self.after))
+        before, after = (
+            one[key] if chosen is None else one[key][chosen] for one in (self.before, self.after)
+        )
         return float(after.mean() / before.mean())
 
     @property
@@ -153,7 +157,9 @@ def test_atod():
     assert [early.first["coefficient/distillation"], late.first["coefficient/distillation"]] == pytest.approx(
         [0.98875, 0.1]
     )
-    assert [early.first["coefficient/reward"], late.first["coefficient/reward"]] == pytest.approx([1.0125, 2.0])
+    assert [early.first["coefficient/reward"], late.first["coefficient/reward"]] == pytest.approx(
+        [1.0125, 2.0]
+    )
     # T-DUR: within a trajectory some turn is near 1, and turns differ.
     by_trajectory = early.weights.view(5, 3)
     assert bool((by_trajectory.amax(1) > by_trajectory.amin(1) + 0.1).all())
@@ -164,8 +170,9 @@ def test_gated_opd():
     made = train(section)
     advantages = torch.tensor(ADVANTAGES)[list(made.batch.trajectories)][made.batch.step_trajectory]
     torch.testing.assert_close(made.weights, 0.2 + 0.8 * torch.sigmoid(-2.0 * advantages))
-    assert made.lead > 0.1
-    assert train(replace(section, form="vocab")).change("kl") < 0.9
+    # The gate alone pulls bad attempts to the teacher; the reward parts good from bad.
+    ungraded = replace(make_algorithm(section), reward=constant(0.0))
+    assert made.lead > train(section, algorithm=ungraded).lead + 0.3
 
 
 def test_tcod():

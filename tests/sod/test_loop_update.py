@@ -25,6 +25,7 @@ from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory, Turn
 from tests.sod.tiny import V, make_model, sampled_trajectories, sharpened
 
+
 @pytest.fixture
 def parts():
     student, teacher = make_model(0), make_model(1, hidden_size=32)
