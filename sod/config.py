@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from sod.chat_templates import TemplateName
 from sod.config_algorithms import ALGORITHMS, AlgorithmSection, PrivilegedSection, SODSection
 from sod.config_engines import EngineSection, LockstepSection, ReplaySection
+from sod.config_environments import EnvironmentSection, settle_penalty
 from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, Section
 from sod.config_teachers import AnyTeacherSection, ModelSection, check_teacher
@@ -95,15 +96,6 @@ class DataSection(Section):
                     f'[data] {key} = {value!r}: belongs to form = "plain", but form = "{self.form}" says '
                     "what the columns are; remove one of the two"
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnvironmentSection(Section):
-    """Base of the options of an environment; `sod.envs.registry` knows the environments by name."""
-
-    section: ClassVar[str] = "environment"
-    name: str
-    """Registered name of the environment, or "module:ENTRY" for one of your own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +343,7 @@ class RunConfig:
                 "or one trajectory would not fit"
             )
         self._check_data()
+        object.__setattr__(self, "environment", settle_penalty(self.environment, self.algorithm))
 
     def _check_data(self) -> None:
         name = self.algorithm.name

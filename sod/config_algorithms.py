@@ -162,6 +162,7 @@ class SODSection(RewardedSection):
 class ATODSection(DistillationSection):
     """Annealed, turn-aware distillation that fades into reinforcement learning (arXiv 2606.27814)."""
 
+    invalid_penalty: ClassVar[float] = 0.1
     name: Literal["atod"] = "atod"
     """Name of the algorithm."""
     form: Literal["vocab", "sampled"] = "sampled"
@@ -182,6 +183,8 @@ class ATODSection(DistillationSection):
     """Trajectories whose largest step divergence is below it, in nats, keep weight 1."""
     mean_preserving: bool = False
     """Whether weights are scaled to a token mean of 1 per trajectory."""
+    penalty_on: Literal["trajectory", "turn"] = "trajectory"
+    """Whose advantage [environment] invalid_penalty lowers: the attempt's (paper) or the turn's (release)."""
 
     @property
     def has_reward_term(self) -> bool:
@@ -198,6 +201,11 @@ class ATODSection(DistillationSection):
                     f"[algorithm] {item.name} = {getattr(self, item.name)!r}: is never reached with "
                     "anneal_rounds = 0; remove one of the two"
                 )
+        if self.penalty_on == "turn" and not self.has_reward_term:
+            raise ConfigError(
+                '[algorithm] penalty_on = "turn": belongs to a reward term, whose coefficient is 0 in every '
+                "round; remove one of the two"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +217,9 @@ class STMSection(RewardedSection):
     """Name of the algorithm."""
     form: Literal["vocab"] = "vocab"
     """The second target is a divergence over the vocabulary, so there is no other form."""
-    anchor: Literal["running_median", "batch_quantile", "constant"] = "running_median"
-    """What a step's divergence is compared with: the median so far, a quantile of now, or a number."""
+    anchor: Literal["running_median", "batch_quantile", "constant", "first_step"] = "running_median"
+    """What a step's divergence is compared with: the median so far, a quantile of now, a number, or that of
+    the first step of its trajectory, as in SOD."""
     quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
     """Quantile of the step divergences of a microbatch, for anchor = "batch_quantile"."""
     constant: Annotated[float, Above(0)] = 0.1

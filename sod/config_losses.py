@@ -18,6 +18,7 @@ class BaseAlgorithmSection(Section):
     needs_teacher: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     needs_equal_ids: ClassVar[bool] = True
+    invalid_penalty: ClassVar[float] = 0.0
 
     @property
     def reads_expert(self) -> bool:

@@ -33,7 +33,7 @@ class Batch:
         step_errors: (S,) int64, error observations of the trajectory before each step.
         trajectories: Index of each trajectory in what was packed.
         rows: (N,) int64, flat index b * T + t of the position before each response token.
-        advantages: (len(trajectories),) float32, advantage of each trajectory; None where nobody gave any.
+        advantages: (S,) float32, advantage of each step; None where nobody gave any.
         told: The same trajectories as the teacher reads them, the same N rows at other places; None where it
             reads what the student read.
         route: Which of several teachers scores it; "" for one teacher.
@@ -77,14 +77,14 @@ class Batch:
 
     @property
     def row_advantages(self) -> Tensor:
-        """(N,) float32: the advantage of the trajectory that each row belongs to.
+        """(N,) float32: the advantage of the step that each row belongs to.
 
         Raises:
             DataError: If the batch was packed without advantages.
         """
         if self.advantages is None:
             raise DataError("row_advantages: the batch was packed without advantages; pass them to pack().")
-        return self.advantages[self.step_trajectory[self.row_steps]]
+        return self.advantages[self.row_steps]
 
     @property
     def num_steps(self) -> int:
@@ -144,7 +144,7 @@ def pack(
     *,
     max_tokens: int,
     pad_id: int,
-    advantages: Sequence[float] | None = None,
+    advantages: Sequence[float | Sequence[float]] | None = None,
     told: Sequence[Sequence[TokenSequence]] | None = None,
     routes: Sequence[str] | None = None,
     translated: TranslatedRound | None = None,
@@ -160,7 +160,8 @@ def pack(
         max_tokens: Padded tokens that a microbatch may have. A trajectory that is longer by itself gets a
             microbatch of its own.
         pad_id: Token id put behind the end of a sequence.
-        advantages: Advantage of each trajectory of the round; None where the algorithm reads none.
+        advantages: Advantage of each trajectory of the round, or of each of its turns; None where the
+            algorithm reads none.
         told: The token sequences of each trajectory as the teacher reads them; None where it reads the same.
         routes: Name of the teacher of each trajectory of the round, one for all of a microbatch; None where
             there is one teacher.
@@ -178,7 +179,7 @@ def pack(
     for group in _groups(trajectories, indices, names, translated, max_tokens=max_tokens):
         batch = replace(_pad([trajectories[i] for i in group], tuple(group), pad_id), route=names[group[0]])
         if advantages is not None:
-            batch = replace(batch, advantages=torch.tensor([advantages[i] for i in group]).float())
+            batch = replace(batch, advantages=_step_advantages(batch, advantages))
         if told is not None:
             other = _pad([told[i] for i in group], tuple(group), pad_id)
             batch = replace(batch, told=_same_rows(replace(other, route=batch.route), batch))
@@ -217,6 +218,14 @@ def _groups(
             groups.append([i])
             num_rows, width = added, width_of(i)
     return groups
+
+
+def _step_advantages(batch: Batch, advantages: Sequence[float | Sequence[float]]) -> Tensor:
+    of_steps = []
+    for place, turn in zip(batch.step_trajectory.tolist(), batch.step_turn.tolist(), strict=True):
+        own = advantages[batch.trajectories[place]]
+        of_steps.append(own[turn] if isinstance(own, Sequence) else own)
+    return torch.tensor(of_steps, dtype=torch.float32)
 
 
 def _same_rows(told: Batch, batch: Batch) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sod.config import EnvironmentSection
+from sod.config_environments import EnvironmentSection
 from sod.data import write_rows, write_tasks
 from sod.envs.expert import expert_conversation
 from sod.envs.registry import TaskRequest, build_environment, environment_entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ _CORPUS = (
 )
 
 
-def make_tiny_tokenizer(*, chat_template: str = HERMES_TEMPLATE, vocab_size: int = 512) -> Any:
+def make_tiny_tokenizer(
+    *, chat_template: str = HERMES_TEMPLATE, vocab_size: int = 512, texts: Sequence[str] = ()
+) -> Any:
     """Train a byte-level BPE tokenizer with chat, tool and thinking tokens.
 
     Args:
         chat_template: The template that it carries.
         vocab_size: Most tokens it may have, at least 265 (bytes, special tokens and tags).
+        texts: What it shall write in few tokens, beside a few sentences about tools.
 
     Returns:
         A `transformers.PreTrainedTokenizerFast`; the same one for the same arguments.
@@ -49,7 +53,7 @@ def make_tiny_tokenizer(*, chat_template: str = HERMES_TEMPLATE, vocab_size: int
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS * 4, trainer=trainer)
+    tokenizer.train_from_iterator([*_CORPUS * 4, *texts], trainer=trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in _TAGS])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,

@@ -2,9 +2,11 @@
 
     python -m benchmarks.evidence run --grid cascade easy --output runs/evidence --workers 2 --nice 19
     python -m benchmarks.evidence report --output runs/evidence --to docs/evidence
+    python -m benchmarks.evidence textworld --size full --output runs/textworld
 
 `run` may be killed and started again at will, and started twice: what is done is not done again, a cell that
-was cut short goes on from its last round. `report` works on whatever is there.
+was cut short goes on from its last round. `report` works on whatever is there. `textworld` runs the text
+game in the same way and prints its table.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from benchmarks.evidence.jobs import work_off
 from benchmarks.evidence.pausing import PausingDisplay
 from benchmarks.evidence.phases import Plan
 from benchmarks.evidence.report import write_report
+from benchmarks.evidence.textworld import TextPlan, sizes
 from sod.errors import SodError
 from sod.loop.signals import StopRequested
 
@@ -39,8 +42,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--grid", nargs="+", required=True, help="parts of the grid, in order")
     run.add_argument("--seeds", nargs="+", type=int, default=[], help="these in place of the parts' own")
     run.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
-    run.add_argument("--nice", type=int, default=0, help="niceness that is added")
-    run.add_argument("--pause-file", type=Path, help="wait while this file exists")
+    game = commands.add_parser("textworld", help="do what is left of the text game, and print its table")
+    game.add_argument("--size", choices=sizes(), default="full", help="a table of textworld.toml")
+    game.add_argument("--output", type=Path, default=Path("runs/textworld"), help="folder of the runs")
+    for each in (run, game):
+        each.add_argument("--nice", type=int, default=0, help="niceness that is added")
+        each.add_argument("--pause-file", type=Path, help="wait while this file exists")
     report = commands.add_parser("report", help="write tables and plots of what is done")
     report.add_argument("--to", type=Path, default=Path("docs/evidence"), help="folder that is written")
     for each in (run, report):
@@ -55,11 +62,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def work(options: argparse.Namespace) -> int:
     """Do everything that is left, in this process; 130 after a signal, 2 after an error."""
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    display = PausingDisplay(options.pause_file)
     try:
-        grid = load_grid(tuple(options.grid), options.file)
-        plan = Plan(grid, options.output, PausingDisplay(options.pause_file))
-        jobs = plan.jobs(grid.cells(tuple(options.grid), tuple(options.seeds)))
-        failed = work_off(options.output, jobs, _say)
+        if options.command == "textworld":
+            game = TextPlan(options.size, options.output, display)
+            failed = work_off(options.output, game.jobs(), _say)
+            _say(game.report())
+        else:
+            grid = load_grid(tuple(options.grid), options.file)
+            plan = Plan(grid, options.output, display)
+            jobs = plan.jobs(grid.cells(tuple(options.grid), tuple(options.seeds)))
+            failed = work_off(options.output, jobs, _say)
     except StopRequested as stop:
         _say(f"{stop}; the same command goes on")
         return 130
@@ -78,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.nice:
         os.nice(options.nice)
-    if options.workers == 1:
+    if options.command == "textworld" or options.workers == 1:
         return work(options)
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_exit_with, args=(options,)) for _ in range(options.workers)]

@@ -157,24 +157,24 @@ def load_grid(names: tuple[str, ...], path: Path = GRID_FILE) -> Grid:
         ConfigError: For an unknown part, key or name, or parts of different sizes.
     """
     raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    parts = {name: _section(Part, values, f"grids.{name}") for name, values in raw["grids"].items()}
+    parts = {name: section_of(Part, values, f"grids.{name}") for name, values in raw["grids"].items()}
     sizes = {_known(name, parts, "grids").size for name in names}
     if len(sizes) != 1:
         raise ConfigError(
             f"evidence: the grids {', '.join(names) or 'none'} have sizes {sorted(sizes)}; name grids of one"
         )
     values = dict(_known(sizes.pop(), raw["sizes"], "sizes"))
-    world = _section(World, raw["world"], "world")
+    world = section_of(World, raw["world"], "world")
     rollout = {**raw["rollout"], **values.pop("rollout", {})}
     own = {key: values.pop(key) for key in list(values) if key in raw["world"]}
     for role in ("teacher", "student"):
-        values[role] = _section(Supervised, values[role], f"sizes {role}")
+        values[role] = section_of(Supervised, values[role], f"sizes {role}")
     grid = Grid(
         world=replace(world, **own),
-        size=_section(Size, values, "sizes"),
+        size=section_of(Size, values, "sizes"),
         rollout=rollout,
         updates=raw["updates"],
-        regimes={name: _section(Regime, one, f"regimes.{name}") for name, one in raw["regimes"].items()},
+        regimes={name: section_of(Regime, one, f"regimes.{name}") for name, one in raw["regimes"].items()},
         methods={name: Method(**one) for name, one in raw["methods"].items()},
         parts=parts,
     )
@@ -191,6 +191,7 @@ def _known(name: str, known: Mapping[str, Any], kind: str) -> Any:
     return known[name]
 
 
-def _section(kind: type[Any], raw: Mapping[str, Any], name: str) -> Any:
+def section_of(kind: type[Any], raw: Mapping[str, Any], name: str) -> Any:
+    """Read a table as a section of settings that errors call by a name."""
     named = type(kind.__name__, (kind,), {"section": name, "__doc__": kind.__doc__})
     return section_from_dict(named, raw, base=Path())

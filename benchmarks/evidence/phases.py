@@ -117,7 +117,7 @@ class Plan:
         untrained, traces, run = folder / "untrained", folder / "traces.jsonl.gz", folder / "run"
         if not traces.is_file():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(self._root / DATA / "tokenizer")
-            self._untrained(phase, tokenizer, derive_seed(seed, f"{role}/weights"), untrained)
+            write_untrained(phase, tokenizer, derive_seed(seed, f"{role}/weights"), untrained)
             has_faults = role == "cold" or TEACHERS[kind]
             made = make_traces(
                 self._grid.world,
@@ -141,32 +141,17 @@ class Plan:
     def _train_to_target(self, config: RunConfig, phase: Supervised) -> tuple[Path, list[float]]:
         """Train to the end, or until enough training questions are solved; tells the share at every look."""
         if phase.target is None:
-            return self._train(config), []
+            return train_on(config, self._display), []
         shares: list[float] = []
         for updates in range(phase.check_from, phase.updates + 1, phase.check_every):
             rounds = rounds_of(phase, updates)[0]
-            checkpoint = self._train(replace(config, trainer=replace(config.trainer, rounds=rounds)))
+            checkpoint = train_on(
+                replace(config, trainer=replace(config.trainer, rounds=rounds)), self._display
+            )
             shares.append(self._reading(checkpoint, "start", has_faults=False)["success"])
             if shares[-1] >= phase.target:
                 break
         return checkpoint, shares
-
-    def _untrained(
-        self, phase: Supervised, tokenizer: PreTrainedTokenizerFast, seed: int, folder: Path
-    ) -> None:
-        model = build_qwen3(
-            vocab_size=len(tokenizer),
-            hidden_size=phase.width,
-            num_layers=phase.layers,
-            num_heads=phase.heads,
-            intermediate_size=3 * phase.width,
-            max_positions=1024,
-            seed=seed,
-            eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
-        )
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
 
     def _rollouts(self, cell: Cell, folder: Path) -> Mapping[str, Any]:
         """The control's data: the teacher's own rollouts, as many as the student makes elsewhere."""
@@ -208,7 +193,7 @@ class Plan:
             check=self._root / DATA / "check.jsonl",
             output=folder / "run",
         )
-        checkpoint = self._train(config)
+        checkpoint = train_on(config, self._display)
         readings = {
             name: self._reading(checkpoint, "held_out", has_faults=has_faults)
             for name, has_faults in READINGS.items()
@@ -232,22 +217,49 @@ class Plan:
         attempts = commands.evaluate(config, self._display.wait).trajectories
         return read_attempts(attempts, _by_id(path), self._faults(has_faults=has_faults))
 
-    def _train(self, config: RunConfig) -> Path:
-        """Train, or go on with a run that was cut short."""
-        is_begun = (config.run.output / CONFIG_FILE).is_file()
-        return SODTrainer.from_config(config, display=self._display).train(resume=is_begun).checkpoint
-
     def _checkpoint(self, name: str) -> Path:
-        found = latest_checkpoint(self._root / name / "run" / "checkpoints")
-        if found is None:
-            raise CheckpointError(
-                f"evidence: {self._root / name} is done but has no checkpoint; delete the folder"
-            )
-        return found
+        return checkpoint_of(self._root, name)
 
     def _faults(self, *, has_faults: bool) -> LedgerFaults:
         world = self._grid.world
         return ledger_section(world, world.num_lookups[0], has_faults=has_faults).faults
+
+
+def train_on(config: RunConfig, display: PausingDisplay) -> Path:
+    """Train, or go on with a run that was cut short; gives the last checkpoint."""
+    is_begun = (config.run.output / CONFIG_FILE).is_file()
+    return SODTrainer.from_config(config, display=display).train(resume=is_begun).checkpoint
+
+
+def checkpoint_of(root: Path, name: str) -> Path:
+    """Find the checkpoint that a job left below an output folder.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    found = latest_checkpoint(root / name / "run" / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"evidence: {root / name} is done but has no checkpoint; delete the folder")
+    return found
+
+
+def write_untrained(
+    phase: Supervised, tokenizer: PreTrainedTokenizerFast, seed: int, folder: Path, max_positions: int = 1024
+) -> None:
+    """Write a model that has learnt nothing, with its tokenizer."""
+    model = build_qwen3(
+        vocab_size=len(tokenizer),
+        hidden_size=phase.width,
+        num_layers=phase.layers,
+        num_heads=phase.heads,
+        intermediate_size=3 * phase.width,
+        max_positions=max_positions,
+        seed=seed,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _by_id(path: Path) -> Mapping[str, Task]:

@@ -283,7 +283,7 @@ class StepObjective:
                 errors_before=batch.step_errors,
                 round_number=context.round_number,
                 anchor=context.anchor,
-                advantages=None if batch.advantages is None else batch.advantages[batch.step_trajectory],
+                advantages=batch.advantages,
             )
         )
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sod_kernels import SodWeighting
 from sod_kernels.types import StepStatistics
 
 
@@ -22,7 +23,7 @@ class StepContext:
         errors_before: Error observations of the trajectory before the step.
         round_number: Number of the round, 1 for the first.
         anchor: Running median of the step divergences of earlier updates, nats; None before the first.
-        advantages: Advantage of the step's trajectory; None where the algorithm reads no rewards.
+        advantages: Advantage of the step; None where the algorithm reads no rewards.
     """
 
     statistics: StepStatistics
@@ -48,7 +49,9 @@ def is_causal(weight: StepWeight, anchor: float | None) -> bool:
         False where it is not known.
     """
     if isinstance(weight, FromAnchor):
-        return weight.anchor == "constant" or (weight.anchor == "running_median" and anchor is not None)
+        if weight.anchor == "running_median":
+            return anchor is not None
+        return weight.anchor != "batch_quantile"
     return getattr(weight, "is_causal", False) is True
 
 
@@ -97,14 +100,14 @@ class DecayAfterError:
 
 @dataclass(frozen=True, kw_only=True)
 class FromAnchor:
-    """w_k = clip(((anchor + epsilon) / (d_k + epsilon))^sharpness, min_weight, 1 + delta), every step alike.
+    """w_k = clip(((anchor + epsilon) / (d_k + epsilon))^sharpness, min_weight, 1 + delta).
 
-    SOD's anchor is the first step of the step's own trajectory. Here it belongs to the whole batch, so that
-    an easy first step does not starve the others, and a step is judged by what the student can do now.
+    SOD's anchor is the first step of the step's own trajectory. One that belongs to the whole batch does not
+    let an easy first step starve the others, and judges a step by what the student can do now.
 
     Attributes:
         anchor: "running_median" of the step divergences of earlier updates (of this microbatch before the
-            first), "batch_quantile" of this microbatch, or "constant".
+            first), "batch_quantile" of this microbatch, "constant", or "first_step" as in SOD.
         quantile: For "batch_quantile".
         constant: For "constant", nats.
         delta: A weight is at most 1 + delta.
@@ -115,7 +118,7 @@ class FromAnchor:
     Source: ours; docs/math.md, "Two targets".
     """
 
-    anchor: Literal["running_median", "batch_quantile", "constant"] = "running_median"
+    anchor: Literal["running_median", "batch_quantile", "constant", "first_step"] = "running_median"
     quantile: float = 0.5
     constant: float = 0.1
     delta: float = 0.2
@@ -125,10 +128,13 @@ class FromAnchor:
 
     def __call__(self, context: StepContext) -> Tensor:
         """Weigh the steps; 0 for a step without tokens."""
-        divergence, has_tokens = context.statistics.divergence, context.statistics.tokens > 0
-        ratio = (self._anchor(context) + self.epsilon) / (divergence + self.epsilon)
-        weights = ratio.pow(self.sharpness).clamp(self.min_weight, 1.0 + self.delta)
-        return torch.where(has_tokens, weights, 0.0)
+        weights = self._ratio(context).pow(self.sharpness).clamp(self.min_weight, 1.0 + self.delta)
+        return torch.where(context.statistics.tokens > 0, weights, 0.0)
+
+    def _ratio(self, context: StepContext) -> Tensor:
+        if self.anchor == "first_step":
+            return SodWeighting(delta=torch.inf, epsilon=self.epsilon)(context.statistics)
+        return (self._anchor(context) + self.epsilon) / (context.statistics.divergence + self.epsilon)
 
     def _anchor(self, context: StepContext) -> Tensor:
         divergence = context.statistics.divergence

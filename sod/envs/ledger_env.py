@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from sod.config import EnvironmentSection
+from sod.config_environments import EnvironmentSection
 from sod.config_schema import Above, AtLeast, AtMost
 from sod.envs.base import StepResult
 from sod.envs.ledger import Question, Table, ledger_question, ledger_reward, ledger_task, look_up

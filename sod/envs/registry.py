@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sod.config import EnvironmentSection
+from sod.config_environments import EnvironmentSection
 from sod.envs.base import EnvironmentFactory
 from sod.errors import ConfigError
 from sod.parsing import CallFormat

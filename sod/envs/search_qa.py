@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from sod.config import EnvironmentSection
+from sod.config_environments import ActionSection, penalty_of
 from sod.config_schema import Above, AtLeast, AtMost
 from sod.envs.base import StepResult
 from sod.envs.passages import PassageIndex, Retriever, open_passages
@@ -38,7 +38,7 @@ _TOOL_INSTRUCTION = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSection(EnvironmentSection):
+class SearchSection(ActionSection):
     """Open questions, answered with searches in a corpus on this machine."""
 
     name: str = "search_qa"
@@ -55,8 +55,6 @@ class SearchSection(EnvironmentSection):
     """"tags" reads <search> and <answer> in the text, "tool" offers a tool to call."""
     reward: Literal["exact_match", "f1"] = "exact_match"
     """How an answer is scored; an attempt is solved only by an exact match."""
-    invalid_penalty: Annotated[float, AtLeast(0)] = 0.0
-    """Taken off the reward of a turn that is neither one search nor one answer; ATOD's is 0.1."""
     max_observation_chars: Annotated[int, AtLeast(64)] = 4096
     """Longest text of a search's passages, in characters; the middle is cut out."""
 
@@ -153,7 +151,7 @@ class SearchEnvironment:
                 {"role": "tool", "content": one.text, **({"name": one.name} if one.name else {})}
                 for one in results
             )
-            penalty = self._section.invalid_penalty if any(one.is_error for one in results) else 0.0
+            penalty = penalty_of(self._section) if any(one.is_error for one in results) else 0.0
             return StepResult(messages=messages, results=results, reward=-penalty)
         answers = [body for kind, body in _TAG.findall(turn.content) if kind == "answer"]
         return self._answered(" ".join(answers[-1].split()) if answers else turn.content)
@@ -165,7 +163,7 @@ class SearchEnvironment:
 
     def _refused(self, text: str) -> StepResult:
         step = _shown(ToolResult(name="", outcome=ToolOutcome.INVALID_JSON, text=text))
-        return StepResult(messages=step.messages, results=step.results, reward=-self._section.invalid_penalty)
+        return StepResult(messages=step.messages, results=step.results, reward=-penalty_of(self._section))
 
 
 def accepted_answers(task: Task) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
-from sod.config import EnvironmentSection
+from sod.config_environments import ActionSection, penalty_of
 from sod.config_schema import AtLeast
 from sod.envs.base import StepResult
 from sod.errors import DataError
@@ -74,7 +74,7 @@ class ExpertGame(TextGame, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSection(EnvironmentSection):
+class TextSection(ActionSection):
     """What every text world can set."""
 
     show_actions: bool = True
@@ -83,8 +83,6 @@ class TextSection(EnvironmentSection):
     """"score" gives what every turn adds to the score, "success" 1 at the end of a solved task."""
     invalid_action: Literal["unreadable", "impossible"] = "unreadable"
     """Which turns count as errors: those without a readable action, or also those that the world refused."""
-    invalid_penalty: Annotated[float, AtLeast(0)] = 0.0
-    """Taken off the reward of a turn that counts as an error; ATOD's is 0.1."""
     max_observation_chars: Annotated[int, AtLeast(64)] = 4096
     """Longest observation, in characters; the middle is cut out."""
 
@@ -178,7 +176,7 @@ class TextEnvironment:
         return StepResult(
             messages=({"role": "user", "content": text},),
             results=(result,),
-            reward=gain - (self._section.invalid_penalty if result.is_error else 0.0),
+            reward=gain - (penalty_of(self._section) if result.is_error else 0.0),
             is_done=self._last.is_done,
             is_success=self._last.is_success,
         )

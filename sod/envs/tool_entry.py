@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
-from sod.config import EnvironmentSection
+from sod.config_environments import EnvironmentSection
 from sod.config_schema import Above
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry
 from sod.envs.tool_env import ToolEnvironment

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from sod.config import EnvironmentSection
+from sod.config_environments import EnvironmentSection
 from sod.envs.base import StepResult
 from sod.envs.registry import BuiltEnvironment, EnvironmentEntry
 from sod.errors import ConfigError, DataError

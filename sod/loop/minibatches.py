@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from sod.advantages import group_advantages
+from sod.advantages import group_advantages, turn_advantages
 from sod.config import RunConfig
-from sod.config_algorithms import GKDSection
+from sod.config_algorithms import ATODSection, GKDSection
+from sod.config_environments import penalty_of
 from sod.errors import DataError
 from sod.packing import Batch, num_trained_tokens, pack
 from sod.seeding import derive_seed, permutation
@@ -87,7 +88,7 @@ def plan_round(
         max_tokens=config.trainer.max_microbatch_tokens,
         pad_id=pad_id,
         # Relative to the whole group, so before minibatches tear it apart.
-        advantages=group_advantages(trajectories) if config.algorithm.has_reward_term else None,
+        advantages=_advantages(trajectories, config) if config.algorithm.has_reward_term else None,
         told=tokenize_for_teacher(trajectories),
         routes=teacher.routes(trajectories) if isinstance(teacher, RoutedTeacher) else None,
         translated=translated,
@@ -117,3 +118,12 @@ def plan_round(
         for epoch in range(config.trainer.epochs)
     ]
     return [minibatches[i] for order in orders for i in order]
+
+
+def _advantages(
+    trajectories: Sequence[Trajectory], config: RunConfig
+) -> Sequence[float] | Sequence[Sequence[float]]:
+    section = config.algorithm
+    if isinstance(section, ATODSection) and section.penalty_on == "turn":
+        return turn_advantages(trajectories, penalty=penalty_of(config.environment))
+    return group_advantages(trajectories)

@@ -97,13 +97,33 @@ def test_the_evaluation_reads_an_examination(tmp_path):
     assert (config.evaluation.num_samples, config.evaluation.top_p) == (32, 0.6)
 
 
+def surrogate_of(config):
+    return config.algorithm.clip_low, config.algorithm.clip_high, config.algorithm.dual_clip
+
+
 def test_recipes_have_the_papers_numbers():
     sod = load_config(RECIPES["sod_qwen3_0.6b"])
     # 64 prompts x 16 rollouts, 256 trajectories an update, one epoch.
     assert sod.updates_per_round == 4
+    assert (sod.trainer.tasks_per_round, sod.rollout.num_samples, sod.trainer.epochs) == (64, 16, 1)
     assert (sod.algorithm.delta, sod.algorithm.epsilon, sod.algorithm.reward_coefficient) == (0.2, 1e-6, 1.0)
+    assert surrogate_of(sod) == (0.2, 0.28, 3.0)
+    assert (sod.optimizer.learning_rate, sod.optimizer.weight_decay, sod.optimizer.warmup_updates) == (
+        *(1e-6, 0.01),
+        0,
+    )
+    assert sod.rollout.max_trajectory_tokens == 2560 + 20480
+    assert (sod.rollout.max_turns, sod.rollout.max_observation_chars, sod.rollout.top_p) == (16, 256, 1.0)
+    assert (sod.environment.python_timeout_s, sod.environment.sandbox_workers) == (60.0, 32)
     sft = load_config(RECIPES["sft_qwen3_0.6b"])
     assert 5 * 3000 - 128 < sft.num_updates * 128 <= 5 * 3000
+    assert (sft.optimizer.learning_rate, sft.optimizer.beta2, sft.optimizer.schedule) == (
+        5e-5,
+        0.95,
+        "cosine",
+    )
+    assert sft.optimizer.warmup_updates == pytest.approx(0.1 * sft.num_updates, abs=1)
+    assert sft.rollout.max_trajectory_tokens == 32768
     # The checkpoint that the second stage starts from is the one that the first leaves.
     assert sod.student.model.endswith(f"round_{sft.num_updates:05d}_update_{sft.num_updates:07d}")
     evaluation = load_config(RECIPES["eval_qwen3"])
@@ -112,3 +132,15 @@ def test_recipes_have_the_papers_numbers():
         atod = load_config(RECIPES[name])
         assert (atod.algorithm.anneal_rounds, atod.trainer.rounds, atod.rollout.num_samples) == (80, 150, 8)
         assert atod.environment.invalid_penalty == 0.1
+        coefficients = [
+            getattr(atod.algorithm, f"{term}_{end}")
+            for term in ("distillation", "reward")
+            for end in ("start", "end")
+        ]
+        assert coefficients == [1.0, 0.1, 1.0, 2.0]
+        assert surrogate_of(atod) == (0.2, 0.2, 3.0)
+        assert (atod.algorithm.min_turns, atod.algorithm.min_divergence) == (3, 0.01)
+        assert (atod.optimizer.learning_rate, atod.optimizer.weight_decay) == (1e-6, 0.01)
+        assert (atod.evaluation.every, atod.evaluation.temperature) == (5, 0.4)
+        assert atod.rollout.max_turns == {"alfworld": 50, "web_store": 15, "search_qa": 4}[name[5:]]
+        assert atod.student.enable_thinking is False

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from sod.advantages import group_advantages
+from sod.advantages import group_advantages, turn_advantages
+from sod.config import RolloutSection, RunConfig, RunSection, TrainerSection
+from sod.config_algorithms import ATODSection
+from sod.envs.text_game import TextSection
+from sod.loop.minibatches import plan_round
 from sod.schedules import LinearSchedule, constant
-from sod.types import Trajectory, Turn
+from sod.types import ToolOutcome, ToolResult, Trajectory, Turn
 
 TURN = Turn(context_ids=(1,), sampled_ids=(2,))
 
@@ -31,6 +36,44 @@ def test_rewards_are_standardised_within_their_group_wherever_it_stands():
 
 def test_equal_rewards_and_lone_attempts_have_exactly_no_advantage():
     assert group_advantages(attempts((0, 0.1), (0, 0.1), (0, 0.1), (1, 5.0))) == [0.0] * 4
+
+
+def test_a_turn_pays_for_its_own_invalid_action_alone():
+    error = ToolResult(name="action", outcome=ToolOutcome.INVALID_JSON, text="error")
+    bad, good = replace(TURN, results=(error,)), TURN
+    # Solved with one invalid turn of two, not solved with none of three; a group of its own besides.
+    first, second, alone = attempts((4, 0.9), (4, 0.0), (5, 0.7))
+    rounds = [
+        replace(first, turns=(bad, good)),
+        replace(second, turns=(good, good, good)),
+        replace(alone, turns=(good,)),
+    ]
+    scores = torch.tensor([0.9, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    wanted = ((scores - scores.mean()) / (scores.std() + 1e-6)).tolist()
+    made = turn_advantages(rounds, penalty=0.1)
+    assert made == [pytest.approx(wanted[:2]), pytest.approx(wanted[2:]), [0.0]]
+    # The other form: every turn of the attempt has the same advantage, and it is lower.
+    assert group_advantages(rounds)[0] == pytest.approx(0.45 / (0.9 / math.sqrt(2) + 1e-6))
+
+
+@pytest.mark.parametrize("where", ["trajectory", "turn"])
+def test_a_round_is_planned_with_the_advantages_that_the_algorithm_names(tmp_path, where):
+    bad = replace(TURN, results=(ToolResult(name="a", outcome=ToolOutcome.TOOL_ERROR, text=""),))
+    rounds = [replace(one, turns=(bad, TURN)) for one in attempts((0, 0.9), (0, -0.1))]
+    config = RunConfig(
+        run=RunSection(output=tmp_path),
+        trainer=TrainerSection(rounds=1),
+        algorithm=ATODSection(penalty_on=where),
+        environment=TextSection(name="mine"),
+        rollout=RolloutSection(num_samples=2),
+    )
+    (minibatch,) = plan_round(rounds, config, round_index=0, pad_id=0)
+    (batch,) = minibatch.batches
+    by_turn = turn_advantages(rounds, penalty=0.1)
+    if where == "trajectory":
+        by_turn = [[one] * 2 for one in group_advantages(rounds)]
+    wanted = [turn for index in batch.trajectories for turn in by_turn[index]]
+    assert batch.row_advantages.tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf])

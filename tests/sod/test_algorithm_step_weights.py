@@ -92,6 +92,13 @@ def test_a_sharp_weight_falls_faster_beyond_the_anchor():
     assert made == pytest.approx([1.2, 1.0, 0.125])
 
 
+def test_an_anchor_of_the_trajectory_is_sods():
+    given = context([0, 0, 1, 1, 1], [0, 1, 0, 1, 2], [0] * 5, divergence=[0.1, 0.8, 0.2, 0.05, 9.0])
+    weights = FromAnchor(anchor="first_step", epsilon=0.02, delta=0.5, min_weight=0.1)(given)
+    wanted = SodWeighting(epsilon=0.02, delta=0.5)(given.statistics).clamp(min=0.1)
+    assert weights.tolist() == wanted.tolist() == pytest.approx([1.0, 0.12 / 0.82, 1.0, 1.5, 0.1])
+
+
 def test_an_anchored_weight_has_a_least():
     given = context([0, 0], [0, 1], [0, 0], divergence=[0.1, 50.0])
     assert FromAnchor(anchor="constant", min_weight=0.3)(given).tolist() == pytest.approx([1.0, 0.3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sod.config import (
     TrainerSection,
 )
 from sod.config_algorithms import OPDSection, SFTSection, SODSection
-from sod.config_file import config_from_dict, dump_config, load_config
+from sod.config_file import config_from_dict, config_to_dict, dump_config, load_config
 from sod.config_teachers import TeacherSection
 from sod.errors import ConfigError
 
@@ -169,6 +170,23 @@ def test_overrides_win_over_the_file(tmp_path):
             ["[algorithm] reward_end = 3.0: is never reached with anneal_rounds = 0"],
         ),
         (
+            MINIMAL + '[algorithm]\nname = "atod"\npenalty_on = "turn"\n',
+            ['[algorithm] penalty_on = "turn": [environment] is no section, where no turn pays'],
+        ),
+        (
+            MINIMAL
+            + '[algorithm]\nname = "atod"\npenalty_on = "turn"\nreward_start = 0\nanneal_rounds = 0\n',
+            ['[algorithm] penalty_on = "turn": belongs to a reward term'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "atod"\npenalty_on = "turn"\n[environment]\nname = "ledger"\n',
+            ['[environment] is "ledger", where no turn pays an invalid_penalty'],
+        ),
+        (
+            MINIMAL + '[algorithm]\nname = "atod"\n[environment]\nname = "ledger"\ninvalid_penalty = 0.1\n',
+            ["[environment] invalid_penalty belongs to environment"],
+        ),
+        (
             MINIMAL + '[algorithm]\nname = "stm"\nquantile = 0.9\n',
             ['[algorithm] quantile = 0.9: belongs to anchor = "batch_quantile"', '"running_median"'],
         ),
@@ -307,6 +325,26 @@ def test_a_config_is_frozen():
     section = EvaluationSection()
     with pytest.raises(AttributeError):
         section.every = 3
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "environment", "wanted"),
+    [
+        ("atod", 'name = "textworld"\ncache = "games"', 0.1),
+        ("grpo", 'name = "textworld"\ncache = "games"', 0.0),
+        ("atod", 'name = "search_qa"\ncorpus = "c.jsonl"\ncache = "index"\ninvalid_penalty = 0.3', 0.3),
+        ("atod", 'name = "textworld"\ncache = "games"\ninvalid_penalty = 0.0', 0.0),
+    ],
+)
+def test_an_invalid_action_costs_what_the_algorithm_brings_unless_it_is_set(
+    tmp_path, algorithm, environment, wanted
+):
+    text = f'{MINIMAL}[algorithm]\nname = "{algorithm}"\n[environment]\n{environment}\n'
+    config = load_config(write(tmp_path, text))
+    assert config.environment.invalid_penalty == wanted
+    # What a run did is told, and it stays so whatever reads its folder.
+    assert config_to_dict(config)["environment"]["invalid_penalty"] == wanted
+    assert replace(config, algorithm=OPDSection()).environment.invalid_penalty == wanted
 
 
 def test_updates_are_counted_over_samples_and_epochs():

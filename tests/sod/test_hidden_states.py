@@ -171,6 +171,7 @@ def test_a_weight_is_causal_only_where_it_says_so():
     assert is_causal(FirstTurns(rounds_per_turn=1), None)
     assert is_causal(AdvantageGate(low=0.0, high=1.0, steepness=1.0), None)
     assert is_causal(FromAnchor(anchor="constant"), None)
+    assert is_causal(FromAnchor(anchor="first_step"), None)
     assert is_causal(FromAnchor(), 0.3)
     assert not is_causal(FromAnchor(), None)
     assert not is_causal(FromAnchor(anchor="batch_quantile"), 0.3)

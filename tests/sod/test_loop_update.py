@@ -16,7 +16,6 @@ from sod.config_algorithms import SFTSection, SODSection
 from sod.errors import ModelError, RolloutError
 from sod.loop.alignment import Canary, check_versions
 from sod.loop.update import UpdateSettings, run_update
-from sod.models import build_qwen3
 from sod.optim import OptimizerSet
 from sod.packing import num_trained_tokens, pack
 from sod.scoring import check_head, row_logits
@@ -24,46 +23,9 @@ from sod.teacher import Capability, LocalTeacher
 from sod.teacher.cache import RoundScores, RoundTargets, Targets
 from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory, Turn
-from tests.sod.tiny import sharpened
+from tests.sod.tiny import V, make_model, sampled_trajectories, sharpened
 
-V = 40
 TEACHER_WIDTH = 32
-
-
-def make_model(seed, hidden_size=16):
-    return build_qwen3(
-        vocab_size=V,
-        hidden_size=hidden_size,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=32,
-        max_positions=64,
-        seed=seed,
-    ).eval()
-
-
-def sampled_trajectories(model, count=5, temperature=0.8):
-    """Random ids with the log-probs that the model gives them, one plain forward per trajectory."""
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for index in range(count):
-        lengths = [(3, 2 + index), (2, 3)]
-        ids = torch.randint(0, V, (sum(a + b for a, b in lengths),), generator=generator)
-        with torch.no_grad():
-            log_probs = (model(input_ids=ids[None]).logits[0].double() / temperature).log_softmax(1)
-        turns, at = [], 0
-        for context, sampled in lengths:
-            begin, at = at, at + context + sampled
-            positions = range(begin + context, at)
-            turns.append(
-                Turn(
-                    context_ids=tuple(ids[begin : begin + context].tolist()),
-                    sampled_ids=tuple(ids[p].item() for p in positions),
-                    sampled_log_probs=tuple(float(log_probs[p - 1, ids[p]]) for p in positions),
-                )
-            )
-        made.append(Trajectory(task_id=f"task{index}", turns=tuple(turns)))
-    return made
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from sod.config_algorithms import (
     TIPSection,
 )
 from sod.packing import pack
+from sod.schedules import constant
 from sod.tokenization import tokenize_trajectory
 from sod.types import Trajectory, Turn
 from sod_kernels import sod_weights, tdur_weights
@@ -272,6 +273,39 @@ def test_grpo_is_the_reward_alone(parts):
     exact, (log_p, _), _, old, _ = pieces(batch, student, student.detach())
     check(output, mean(surrogate(log_p, old, batch.row_advantages.double()), batch), student, exact)
     assert not make_algorithm(GRPOSection()).needs_teacher
+
+
+@pytest.mark.parametrize(
+    "section", [GRPOSection(), SODSection(), ATODSection(), OPDSection(reward_coefficient=1.0)]
+)
+def test_a_group_of_equal_rewards_leaves_the_distillation_alone(parts, section):
+    batch, student, teacher = parts
+    flat = replace(batch, advantages=torch.zeros(batch.num_steps))
+    algorithm = make_algorithm(section)
+    output = algorithm.loss(flat, student, teacher if algorithm.needs_teacher else None, at(batch))
+    (gradient,) = torch.autograd.grad(output.loss, student)
+    if not algorithm.needs_teacher:
+        assert float(output.loss.detach()) == 0.0
+        assert bool((gradient == 0).all())
+        return
+    bare = replace(algorithm, reward=constant(0.0))
+    without = bare.loss(flat, student, teacher, at(batch))
+    torch.testing.assert_close(output.loss, without.loss)
+    torch.testing.assert_close(gradient, torch.autograd.grad(without.loss, student)[0])
+    assert bool((gradient != 0).any())
+
+
+@pytest.mark.parametrize(
+    "section", [SODSection(), SODSection(weight="decay_after_error"), ATODSection(), TCODSection()]
+)
+def test_one_turn_is_distilled_in_full(section):
+    turns = [Turn(context_ids=(1, 2), sampled_ids=(n, 3), sampled_log_probs=(-1.0, -2.0)) for n in (0, 5)]
+    sequences = [tokenize_trajectory(Trajectory(task_id="0", turns=(turn,))) for turn in turns]
+    (batch,) = pack(sequences, [0, 1], max_tokens=99, pad_id=0, advantages=ADVANTAGES)
+    student, teacher = logits(0)(batch).requires_grad_(), logits(1)(batch)
+    output = make_algorithm(section).loss(batch, student, teacher, at(batch))
+    assert output.step_weights.tolist() == [1.0, 1.0]
+    assert bool(output.loss.isfinite())
 
 
 def test_grpo_divides_the_logits_by_the_temperature(parts):

@@ -47,6 +47,13 @@ def test_steps_know_the_errors_before_them_and_rows_their_advantage():
         assert seen == {(0, 0): 0, (0, 1): 0, (0, 2): 0, (1, 0): 0, (1, 1): 1, (1, 2): 2}
         owners = [batch.trajectories[int(place)] for place in batch.step_trajectory[batch.row_steps]]
         assert batch.row_advantages.tolist() == [(0.5, -2.0)[owner] for owner in owners]
+        by_turn = [[float(10 * one + turn) for turn in range(9)] for one in (1, 2)]
+        (batch,) = pack(rounds, [0, 1], max_tokens=99, pad_id=0, advantages=by_turn)
+        turns = batch.step_turn[batch.row_steps].tolist()
+        assert batch.row_advantages.tolist() == [
+            by_turn[batch.trajectories[owner]][turn]
+            for owner, turn in zip(batch.step_trajectory[batch.row_steps].tolist(), turns, strict=True)
+        ]
 
 
 def test_rows_have_no_advantage_unless_one_was_given():
