@@ -18,12 +18,13 @@
 
 namespace sod::test {
 
+constexpr double kTolerance = 1e-6;
+
 #if defined(SOD_TEST_CUDA)
 
 constexpr bool kIsEmulated = true;
 constexpr int kSchedules = 2;
 // exp2_approx may be off by 2^-22, once in p and once in q.
-constexpr double kTolerance = 2e-6;
 constexpr double kGradientTolerance = 4e-7 + 0x1p-21;
 
 template <class Operation, class... Arguments>
@@ -37,7 +38,6 @@ namespace library = cuda;
 
 constexpr bool kIsEmulated = false;
 constexpr int kSchedules = 3;
-constexpr double kTolerance = 1e-6;
 constexpr double kGradientTolerance = 4e-7;
 
 template <class Operation, class... Arguments>
