@@ -167,35 +167,28 @@ class StepObjective:
             denominator=float(context.denominator),
         )
         # Weights by token are known only after the sweep, advantages of the sampled form too.
-        is_whole = part.form == "vocab" and self.token_weight is None and inputs.are_hidden
-        policy = self._policy(batch, rho) if is_whole and rho != 0 else None
-        output = (
-            sweep_loss(part, inputs, coefficient=kappa, policy=policy)
-            if is_whole
-            else sweep_tokens(part, inputs)
-        )
-        term = _Term(
-            loss=output.loss,
-            divergence=output.step_divergence,
-            weights=output.step_weights,
-            tokens=output.step_tokens,
-            student_log_probs=output.student_log_probs,
-            sums=_token_sums(output, batch.row_loss_mask),
-            has_reward=policy is not None,
-        )
-        if is_whole:
-            return term
+        if part.form == "vocab" and self.token_weight is None and inputs.are_hidden:
+            policy = self._policy(batch, rho) if rho != 0 else None
+            output = sweep_loss(part, inputs, coefficient=kappa, policy=policy)
+            return _term(output, batch)._replace(has_reward=policy is not None)
+        output = sweep_tokens(part, inputs)
         by_token = self._token_weights(part, batch, output)
         if part.form == "vocab":
-            return term._replace(loss=kappa * self._vocab_loss(batch, output, by_token, context))
+            loss = kappa * self._vocab_loss(batch, output, by_token, context)
+            return _term(output, batch)._replace(loss=loss)
+        return self._sampled_term(batch, output, by_token, context, kappa)
+
+    def _sampled_term(
+        self, batch: Batch, output: StepKLOutput, by_token: Tensor | None, context: LossContext, kappa: float
+    ) -> _Term:
+        """The papers' advantages: no loss of their own."""
         statistics = _at_sampling_time(batch, output)
         weights = self._weights(statistics, batch, context)
         log_ratio = _given(output.teacher_log_probs) - batch.row_log_probs
         by_step = kappa * weights[batch.row_steps]
-        advantages = _weighted(by_step if by_token is None else by_step * by_token, log_ratio)
-        return term._replace(
+        return _term(output, batch)._replace(
             loss=output.loss.new_zeros(()),
-            advantages=advantages,
+            advantages=_weighted(by_step if by_token is None else by_step * by_token, log_ratio),
             divergence=statistics.divergence,
             weights=weights,
         )
@@ -286,6 +279,17 @@ class StepObjective:
                 advantages=batch.advantages,
             )
         )
+
+
+def _term(output: StepKLOutput, batch: Batch) -> _Term:
+    return _Term(
+        loss=output.loss,
+        divergence=output.step_divergence,
+        weights=output.step_weights,
+        tokens=output.step_tokens,
+        student_log_probs=output.student_log_probs,
+        sums=_token_sums(output, batch.row_loss_mask),
+    )
 
 
 def _given(log_probs: Tensor | None) -> Tensor:
