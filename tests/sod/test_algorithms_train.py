@@ -104,8 +104,8 @@ def train(section, round_number=1, algorithm=None, scale=1.0):
     algorithm = algorithm or make_algorithm(section)
     optimizer = OptimizerSet(student, AdamWSection(learning_rate=3e-3))
     scores = Targets(
-        LocalTeacher(teacher).logits(batch) if algorithm.needs_teacher else None,
-        LocalTeacher(start).logits(batch) if algorithm.needs_reference else None,
+        LocalTeacher(teacher).hidden(batch) if algorithm.needs_teacher else None,
+        LocalTeacher(start).hidden(batch) if algorithm.needs_reference else None,
     )
     settings = UpdateSettings(
         context=LossContext(denominator=num_trained_tokens(sequences), round_number=round_number),
