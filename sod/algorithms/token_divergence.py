@@ -133,7 +133,9 @@ def _from_states(part: Divergence, inputs: TokenInputs, options: dict[str, Any])
 
 def _hidden(scores: ModelScores) -> HiddenRows:
     if not isinstance(scores, HiddenRows):
-        raise TypeError(f"sweep_loss: got {type(scores).__name__}; wanted HiddenRows of every model")
+        raise TypeError(
+            f"sweep_loss: got {type(scores).__name__} of a model; wanted HiddenRows of all, or use sweep_tokens"
+        )
     return scores
 
 

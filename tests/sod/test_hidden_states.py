@@ -9,6 +9,7 @@ import torch
 
 from sod.algorithms import LossContext, make_algorithm
 from sod.algorithms.step_weights import AdvantageGate, DecayAfterError, FirstTurns, FromAnchor, is_causal
+from sod.algorithms.token_divergence import Divergence, TokenInputs, sweep_loss
 from sod.config_algorithms import (
     ATODSection,
     GatedOPDSection,
@@ -164,6 +165,24 @@ def test_log_probs_of_rows_are_made_a_few_at_a_time(parts, monkeypatch):
     assert seen == [slice(start, start + 3) for start in range(0, batch.num_rows, 3)]
     none = row_log_probs(make(student)[:0], batch.labels[:0], temperature=1.0, vocab_size=V)
     assert none.shape == (0,)
+
+
+def test_a_loss_from_hidden_states_wants_them_of_every_model(parts):
+    batch, student, teacher, _ = parts
+    inputs = TokenInputs(
+        batch=batch,
+        student=student,
+        teacher=logits_of(teacher),
+        reference=None,
+        vocab_size=None,
+        weighting=None,
+        denominator=1.0,
+    )
+    assert not inputs.are_hidden
+    with pytest.raises(
+        TypeError, match="got Tensor of a model; wanted HiddenRows of all, or use sweep_tokens"
+    ):
+        sweep_loss(Divergence(), inputs, coefficient=1.0, policy=None)
 
 
 def test_a_weight_is_causal_only_where_it_says_so():
