@@ -134,7 +134,8 @@ def _from_states(part: Divergence, inputs: TokenInputs, options: dict[str, Any])
 def _hidden(scores: ModelScores) -> HiddenRows:
     if not isinstance(scores, HiddenRows):
         raise TypeError(
-            f"sweep_loss: got {type(scores).__name__} of a model; wanted HiddenRows of all, or use sweep_tokens"
+            f"sweep_loss: got {type(scores).__name__} of a model; wanted HiddenRows of all, "
+            "or use sweep_tokens"
         )
     return scores
 
