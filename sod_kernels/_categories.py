@@ -1,8 +1,8 @@
 """A teacher known by a list of ids per token: the list as categories, and divergences over them.
 
-All of it is (..., K) torch arithmetic in float64. It costs the same whatever the vocabulary, so that at a
-small one it weighs as much as the walk over the student's logits: every pass over the lists counts, and the
-exponentials of a side are taken once. A category that a token lacks has no mass on either side, -inf, and so
+All of it is (..., K) torch arithmetic in float64, which the native library has a faster form of for CPU
+tensors (`sod_kernels.native.lists`): it costs the same whatever the vocabulary, so that at a small one it would
+weigh more than the walk over the student's logits. A category that a token lacks has no mass on either side, -inf, and so
 adds nothing anywhere. Slopes are written out by hand, as a sweep that makes its gradients on the way needs
 them.
 """
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sod_kernels.types import DivergenceSpec
+from sod_kernels.segments import step_sums
+from sod_kernels.types import DivergenceSpec, LogProbStats
 
 TAILS = ("bucket", "renormalise", "drop")
 
@@ -26,18 +27,37 @@ class TeacherList(NamedTuple):
     Attributes:
         log_probs: (..., K) float64, -inf where there is no id.
         ids: (..., K) int64, negative where there is no id.
-        is_there: (..., K) bool.
         tail: (...) float64, log of the mass that is not in the list.
-        num_ids: (...) int64, how many ids the list has.
         vocab_size: Number of valid columns; a list of as many has no tail.
     """
 
     log_probs: Tensor
     ids: Tensor
-    is_there: Tensor
     tail: Tensor
-    num_ids: Tensor
     vocab_size: int
+
+    @property
+    def is_there(self) -> Tensor:
+        """(..., K) bool."""
+        return self.ids >= 0
+
+
+class ListStats(NamedTuple):
+    """What comes of holding the student against lists; nothing has a graph.
+
+    Attributes:
+        token_kl: (...) in the dtype of the student's log-probabilities; at least 0 except with tail "drop",
+            +inf where the definition says so.
+        slopes: (..., K) float64, its derivatives in the student's log-probabilities of the listed ids; 0
+            where there is no id, the student has no mass, or the value is infinite.
+        teacher_log_probs: (...) of the sampled ids, dtype of `token_kl`; (0,) without.
+        step_sums: (S, 5) as `TokenStats` has them.
+    """
+
+    token_kl: Tensor
+    slopes: Tensor
+    teacher_log_probs: Tensor
+    step_sums: Tensor
 
 
 class Categories(NamedTuple):
@@ -61,27 +81,23 @@ def listed_ids(ids: Tensor, is_active: Tensor) -> Tensor:
     return torch.where(is_active[..., None], ids.detach().to(torch.int64), -1)
 
 
-def read_teacher(
-    log_probs: Tensor, ids: Tensor, vocab_size: int, *, may_repeat: bool = True
-) -> tuple[TeacherList, Tensor]:
+def read_teacher(log_probs: Tensor, ids: Tensor, vocab_size: int) -> tuple[TeacherList, Tensor]:
     """Read the teacher's lists: of an id that occurs several times the entry of largest log-prob counts.
 
     Args:
         log_probs: (..., K) floating.
         ids: (..., K) from `listed_ids`.
         vocab_size: Number of valid columns.
-        may_repeat: False if every id is known to occur once.
 
     Returns:
         The lists, detached; and the mass that each token's adds up to, (...) float64.
     """
     values = torch.where(ids >= 0, log_probs.detach().double(), -torch.inf)
-    if may_repeat:
-        is_again = _is_again(values, ids)
-        values, ids = torch.where(is_again, -torch.inf, values), torch.where(is_again, -1, ids)
+    is_again = _is_again(values, ids)
+    values, ids = torch.where(is_again, -torch.inf, values), torch.where(is_again, -1, ids)
     mass = values.exp().sum(-1)
     tail = _tail(mass, torch.finfo(log_probs.dtype).eps).log()
-    return assemble(values, ids, tail, vocab_size=vocab_size), mass
+    return TeacherList(values, ids, tail, vocab_size), mass
 
 
 def _is_again(values: Tensor, ids: Tensor) -> Tensor:
@@ -95,22 +111,6 @@ def _is_again(values: Tensor, ids: Tensor) -> Tensor:
     return torch.zeros_like(is_again).scatter(-1, order, is_again)
 
 
-def assemble(log_probs: Tensor, ids: Tensor, tail: Tensor, *, vocab_size: int) -> TeacherList:
-    """Put lists together from what cannot be worked out from the rest.
-
-    Args:
-        log_probs: (..., K) float64, -inf where there is no id.
-        ids: (..., K) int64, negative where there is no id, each id once.
-        tail: (...) float64, log of the mass that is not in the list.
-        vocab_size: Number of valid columns.
-
-    Returns:
-        The lists.
-    """
-    is_there = ids >= 0
-    return TeacherList(log_probs, ids, is_there, tail, is_there.sum(-1), vocab_size)
-
-
 def _tail(mass: Tensor, unit: float) -> Tensor:
     """Mass outside a list; less than a rounding unit of the numbers given cannot be told from 0.
 
@@ -120,36 +120,50 @@ def _tail(mass: Tensor, unit: float) -> Tensor:
     return (1.0 - mass).clamp(min=unit)
 
 
-class ListDivergence(NamedTuple):
-    """A divergence of the student from the teacher's lists.
-
-    Attributes:
-        value: (...) float64, at least 0 except with tail "drop"; +inf where the definition says so.
-        slopes: (..., K) float64, its derivatives in the student's log-probabilities of the listed ids; 0
-            where there is no id, the student has no mass, or the value is infinite.
-    """
-
-    value: Tensor
-    slopes: Tensor
-
-
-def list_divergence(
-    student: Tensor, teacher: TeacherList, spec: DivergenceSpec, tail: str, unit: float
-) -> ListDivergence:
-    """Compare both sides over the teacher's categories.
+def compare_lists(
+    swept: LogProbStats,
+    teacher: TeacherList,
+    sampled_ids: Tensor | None,
+    step_ids: Tensor,
+    num_steps: int,
+    spec: DivergenceSpec,
+    tail: str,
+) -> ListStats:
+    """Hold the student against the teacher's lists.
 
     Args:
-        student: (..., K) float64 log-probabilities of the teacher's ids.
+        swept: Log-probabilities of the lists' ids and, behind them, of the sampled ones.
         teacher: The lists.
+        sampled_ids: (...) int64, or None.
+        step_ids: (...) int64, -1 in no step.
+        num_steps: S.
         spec: Divergence, beta and floor are read.
         tail: "bucket" adds everything else as one category, "renormalise" makes the ids the whole
             vocabulary, "drop" leaves the rest out.
-        unit: Rounding unit of the student's numbers.
 
     Returns:
-        Value and slopes, detached.
+        The statistics.
     """
-    log_p = torch.where(teacher.is_there, student.detach(), -torch.inf)
+    dtype, num_ids = swept.log_probs.dtype, teacher.ids.shape[-1]
+    log_probs = swept.log_probs.detach()
+    unit = torch.finfo(dtype).eps
+    value, slopes = _list_divergence(log_probs[..., :num_ids].double(), teacher, spec, tail, unit)
+    token_kl, theirs, pair = value.to(dtype), log_probs.new_empty(0), None
+    if sampled_ids is not None:
+        theirs = _teacher_log_probs(teacher, sampled_ids, spec).to(dtype)
+        pair = (log_probs[..., num_ids], theirs)
+    sums = step_sums(token_kl, swept.student_entropy, pair, step_ids, num_steps)
+    return ListStats(token_kl, slopes, theirs, sums)
+
+
+def _list_divergence(
+    student: Tensor, teacher: TeacherList, spec: DivergenceSpec, tail: str, unit: float
+) -> tuple[Tensor, Tensor]:
+    """Value and slopes over the teacher's categories, for (..., K) float64 log-probabilities of its ids.
+
+    The unit is the rounding unit of the student's numbers.
+    """
+    log_p = torch.where(teacher.is_there, student, -torch.inf)
     if tail == "renormalise":
         value, slopes = _renormalised_divergence(log_p, teacher, spec)
     else:
@@ -163,7 +177,7 @@ def list_divergence(
             slopes = slopes - p * torch.where(rest.p > unit, slope / rest.p, 0.0)
     if tail != "drop":
         value = value.clamp(min=0.0)
-    return ListDivergence(value, torch.where((value == torch.inf)[..., None], 0.0, slopes))
+    return value, torch.where((value == torch.inf)[..., None], 0.0, slopes)
 
 
 class _WithSlopes(torch.autograd.Function):
@@ -172,7 +186,7 @@ class _WithSlopes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_probs: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
         ctx.save_for_backward(slopes)
-        return value.to(log_probs.dtype, copy=True)
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -180,17 +194,17 @@ class _WithSlopes(torch.autograd.Function):
         return (slopes * grad[..., None]).to(grad.dtype), None, None
 
 
-def with_slopes(divergence: ListDivergence, log_probs: Tensor) -> Tensor:
-    """Give a value the derivatives that were worked out for it.
+def with_slopes(stats: ListStats, log_probs: Tensor) -> Tensor:
+    """Give a divergence the derivatives that were worked out for it.
 
     Args:
-        divergence: Value and slopes.
+        stats: Value and slopes.
         log_probs: (..., K) of which the slopes are the derivatives; with its graph.
 
     Returns:
-        (...) of the same value in the dtype of `log_probs`, which autograd differentiates once.
+        (...) of the same value, which autograd differentiates once.
     """
-    return cast(Tensor, cast(Any, _WithSlopes).apply(log_probs, *divergence))
+    return cast(Tensor, cast(Any, _WithSlopes).apply(log_probs, stats.token_kl, stats.slopes))
 
 
 def _rest(p: Tensor, teacher: TeacherList, unit: float) -> Categories:
@@ -198,7 +212,8 @@ def _rest(p: Tensor, teacher: TeacherList, unit: float) -> Categories:
 
     Nor has an empty one, as at tokens in no step: there is nothing to compare.
     """
-    has_tail = ((teacher.num_ids > 0) & (teacher.num_ids < teacher.vocab_size))[..., None]
+    num_ids = teacher.is_there.sum(-1, keepdim=True)
+    has_tail = (num_ids > 0) & (num_ids < teacher.vocab_size)
     rest = torch.where(has_tail, _tail(p.sum(-1, keepdim=True), unit), 0.0)
     return Categories(rest.log(), torch.where(has_tail, teacher.tail[..., None], -torch.inf), rest)
 
@@ -211,7 +226,7 @@ def _renormalised_divergence(
     log_q, no_teacher = _renormalised(teacher.log_probs)
     p = log_p.exp()
     value, slopes = _divergence(Categories(log_p, log_q, p), spec)
-    is_void = (no_student | no_teacher) & (teacher.num_ids > 0)
+    is_void = (no_student | no_teacher) & teacher.is_there.any(-1)
     return torch.where(is_void, torch.inf, value), slopes - p * slopes.sum(-1, keepdim=True)
 
 
@@ -277,17 +292,8 @@ def is_listed(teacher: TeacherList, sampled_ids: Tensor) -> Tensor:
     return _matches(teacher, sampled_ids).any(-1)
 
 
-def teacher_log_probs(teacher: TeacherList, sampled_ids: Tensor, spec: DivergenceSpec) -> Tensor:
-    """Look the sampled tokens up in the teacher's lists.
-
-    Args:
-        teacher: The lists.
-        sampled_ids: (...) int64.
-        spec: The floor is read.
-
-    Returns:
-        (...) log-probability; where the token is not in the list that of the tail, which holds the token.
-    """
+def _teacher_log_probs(teacher: TeacherList, sampled_ids: Tensor, spec: DivergenceSpec) -> Tensor:
+    """Of the sampled tokens, (...); of one outside the list that of the tail, which holds the token."""
     is_it = _matches(teacher, sampled_ids)
     log_probs = torch.where(is_it, teacher.log_probs, 0.0).sum(-1)
     log_probs = torch.where(is_it.any(-1), log_probs, teacher.tail)

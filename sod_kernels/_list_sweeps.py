@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sod_kernels import _categories
 from sod_kernels._categories import TeacherList
-from sod_kernels.segments import step_sums
+from sod_kernels._checks.values import can_look
+from sod_kernels.native import lists
 from sod_kernels.types import (
     DivergenceSpec,
     LogProbGradients,
@@ -74,9 +75,7 @@ class ListInputs(NamedTuple):
         Returns:
             The lists.
         """
-        return _categories.assemble(
-            self.teacher_log_probs, self.teacher_ids, self.teacher_tail, vocab_size=vocab_size
-        )
+        return TeacherList(self.teacher_log_probs, self.teacher_ids, self.teacher_tail, vocab_size)
 
     @property
     def ids(self) -> Tensor:
@@ -107,6 +106,7 @@ def list_stats(
     spec: DivergenceSpec,
     *,
     tail: str,
+    backend: str,
 ) -> tuple[TokenStats, Tensor]:
     """Compute what comes after the walk: everything per token, and the sums per step.
 
@@ -118,45 +118,44 @@ def list_stats(
         num_steps: S.
         spec: What to compute.
         tail: As in `topk_step_kl`.
+        backend: Name of the one that swept; the native library compares on the CPU, outside compiled code.
 
     Returns:
         Statistics in the leading shape, with the sweep's row state; autograd goes on through them to `swept`.
         And the slopes of `token_kl` in the log-probabilities of the ids, (..., K) float64.
     """
-    dtype, num_ids = swept.log_probs.dtype, teacher.ids.shape[-1]
-    listed = swept.log_probs[..., :num_ids]
-    divergence = _categories.list_divergence(listed.double(), teacher, spec, tail, torch.finfo(dtype).eps)
-    token_kl = _categories.with_slopes(divergence, listed)
-    pair = None
-    if sampled_ids is not None:
-        theirs = _categories.teacher_log_probs(teacher, sampled_ids, spec).to(dtype)
-        pair = (swept.log_probs[..., num_ids], theirs)
-    # A tensor each: outputs of a custom op must not share memory.
-    log_probs, teacher_log_probs = pair or (token_kl.new_empty(0), token_kl.new_empty(0))
+    is_native = backend == "native" and can_look(swept.log_probs)
+    compare = lists.compare_lists if is_native else _categories.compare_lists
+    compared = compare(swept, teacher, sampled_ids, step_ids, num_steps, spec, tail)
+    num_ids = teacher.ids.shape[-1]
+    token_kl = _categories.with_slopes(compared, swept.log_probs[..., :num_ids])
+    has_sampled = sampled_ids is not None
     stats = TokenStats(
         token_kl=token_kl,
+        # A tensor each: outputs of a custom op must not share memory.
         token_reference_kl=token_kl.new_empty(0),
-        student_log_probs=log_probs,
-        teacher_log_probs=teacher_log_probs,
+        student_log_probs=swept.log_probs[..., num_ids] if has_sampled else token_kl.new_empty(0),
+        teacher_log_probs=compared.teacher_log_probs,
         student_entropy=swept.student_entropy,
         row_state=swept.row_state,
-        step_sums=step_sums(token_kl, swept.student_entropy, pair, step_ids, num_steps),
+        step_sums=compared.step_sums,
     )
-    return stats, divergence.slopes
+    return stats, compared.slopes
 
 
 class ListSweeps:
     """The sweeps of a backend against lists; called as those of a `Backend` against logits are."""
 
-    def __init__(self, backend: LogProbSweeps, tail: str, *, vocab_size: int) -> None:
+    def __init__(self, sweeps: LogProbSweeps, tail: str, *, vocab_size: int, backend: str) -> None:
         """Choose the walk and what becomes of the rest of the vocabulary.
 
         Args:
-            backend: That walks over the student's logits.
+            sweeps: Of the backend, over the student's logits.
             tail: As in `topk_step_kl`.
             vocab_size: Valid columns of the whole vocabulary, of which the logits may be a shard.
+            backend: Name of the one that runs.
         """
-        self._backend, self._tail, self._vocab_size = backend, tail, vocab_size
+        self._sweeps, self._tail, self._vocab_size, self._backend = sweeps, tail, vocab_size, backend
 
     def forward(self, inputs: ListInputs, num_steps: int, spec: DivergenceSpec) -> TokenStats:
         """Run the forward sweep.
@@ -169,7 +168,7 @@ class ListSweeps:
         Returns:
             The statistics; the row state is (B, T, 2 + K): that of the log-prob sweep, then the slopes.
         """
-        swept = self._backend.log_probs_forward(_problem(inputs, spec))
+        swept = self._sweeps.log_probs_forward(_problem(inputs, spec))
         stats, slopes = list_stats(
             swept,
             inputs.teacher(self._vocab_size),
@@ -178,6 +177,7 @@ class ListSweeps:
             num_steps,
             spec,
             tail=self._tail,
+            backend=self._backend,
         )
         return stats._replace(row_state=torch.cat((swept.row_state, slopes), -1))
 
@@ -207,7 +207,7 @@ class ListSweeps:
         if inputs.sampled_ids is not None:
             of_ids = torch.cat((of_ids, upstream.student_log_probs[..., None]), -1)
         gradients = LogProbGradients(of_ids.contiguous(), upstream.student_entropy.contiguous())
-        return self._backend.log_probs_backward(
+        return self._sweeps.log_probs_backward(
             gradients, _problem(inputs, spec), state.contiguous(), out=out
         )
 

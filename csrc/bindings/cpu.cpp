@@ -57,8 +57,61 @@ void define_alignment(py::module_& module) {
   module.def("align", &sod::cpu::align, py::kw_only(), py::arg("problem"), py::arg("outputs"), WithoutGil());
 }
 
-bool any_repeats(Address ids, std::int64_t num_lists, std::int64_t num_ids, int num_threads) {
-  return sod::cpu::any_repeats({pointer<std::int64_t>(ids), num_lists, num_ids}, num_threads);
+sod::cpu::ReadLists make_read_lists(Address ids, Address log_probs, Address tail) {
+  return {pointer<std::int64_t>(ids), pointer<double>(log_probs), pointer<double>(tail)};
+}
+
+sod::cpu::GivenLists make_given_lists(std::int64_t num_lists, std::int64_t num_ids, std::int64_t vocab_size,
+                                      Address step_ids, Address ids, Address log_probs,
+                                      Address float_log_probs, double unit, double most_mass) {
+  return {num_lists,
+          num_ids,
+          vocab_size,
+          pointer<std::int64_t>(step_ids),
+          pointer<std::int64_t>(ids),
+          pointer<double>(log_probs),
+          pointer<float>(float_log_probs),
+          unit,
+          most_mass};
+}
+
+sod::cpu::ListProblem make_list_problem(std::int64_t num_tokens, std::int64_t num_ids,
+                                        std::int64_t vocab_size, Address step_ids,
+                                        const sod::cpu::ReadLists& teacher, Address log_probs,
+                                        std::int64_t stride, Address sampled_ids, int tail, int divergence,
+                                        double beta, double min_log_prob, double unit) {
+  return {num_tokens,
+          num_ids,
+          vocab_size,
+          pointer<std::int64_t>(step_ids),
+          teacher,
+          pointer<float>(log_probs),
+          stride,
+          pointer<std::int64_t>(sampled_ids),
+          static_cast<sod::cpu::Tail>(tail),
+          static_cast<sod::Divergence>(divergence),
+          beta,
+          min_log_prob,
+          unit};
+}
+
+void compare_lists(const sod::cpu::ListProblem& problem, const sod::ForwardOutputs& outputs, Address slopes,
+                   int num_threads) {
+  sod::cpu::compare_lists(problem, outputs, pointer<double>(slopes), num_threads);
+}
+
+void define_lists(py::module_& module) {
+  using sod::bindings::define;
+  define<sod::cpu::ReadLists>(module, "ReadLists", &make_read_lists, "ids", "log_probs", "tail");
+  define<sod::cpu::GivenLists>(module, "GivenLists", &make_given_lists, "num_lists", "num_ids", "vocab_size",
+                               "step_ids", "ids", "log_probs", "float_log_probs", "unit", "most_mass");
+  define<sod::cpu::ListProblem>(module, "ListProblem", &make_list_problem, "num_tokens", "num_ids",
+                                "vocab_size", "step_ids", "teacher", "log_probs", "stride", "sampled_ids",
+                                "tail", "divergence", "beta", "min_log_prob", "unit");
+  module.def("read_lists", &sod::cpu::read_lists, py::kw_only(), py::arg("given"), py::arg("lists"),
+             py::arg("num_threads"), WithoutGil());
+  module.def("compare_lists", &compare_lists, py::kw_only(), py::arg("problem"), py::arg("outputs"),
+             py::arg("slopes"), py::arg("num_threads"), WithoutGil());
 }
 
 }  // namespace
@@ -67,6 +120,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "Step-aware KL and alignment of tokenizers on the CPU.";
   sod::bindings::define_arguments(module);
   define_alignment(module);
+  define_lists(module);
   sod::bindings::define_unit_arguments(module);
   // A buffer for torch.frombuffer: the tensor keeps it alive, and gives it back when it dies.
   py::class_<sod::cpu::Pages>(module, "Pages", py::buffer_protocol(), py::module_local())
@@ -87,7 +141,5 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("num_threads"), WithoutGil());
   module.def("unit_backward", &sod::cpu::unit_backward, py::kw_only(), py::arg("problem"),
              py::arg("upstream"), py::arg("gradient"), py::arg("num_threads"), WithoutGil());
-  module.def("any_repeats", &any_repeats, py::kw_only(), py::arg("ids"), py::arg("num_lists"),
-             py::arg("num_ids"), py::arg("num_threads"), WithoutGil());
   module.def("has_threads", &sod::cpu::has_threads);
 }

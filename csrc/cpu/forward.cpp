@@ -145,16 +145,6 @@ void process_row(const Problem& problem, const ForwardOutputs& outputs, std::int
   write_sampled(outputs, row, state, widen_one(logits.student + id), widen_one(logits.teacher + id), problem);
 }
 
-// One thread, in row order: cheap beside the sweeps, and the same bits every time.
-void sum_steps(const Problem& problem, const ForwardOutputs& outputs) {
-  StepSums* steps = reinterpret_cast<StepSums*>(outputs.step_sums);
-  std::fill(steps, steps + outputs.num_steps, StepSums{});
-  for (std::int64_t row = 0; row < problem.rows.count(); ++row) {
-    const std::int64_t step = problem.rows.step_ids[row];
-    if (step >= 0) add_token(steps[step], outputs, row);
-  }
-}
-
 }  // namespace
 
 RowState pair_state(const float* student, const float* teacher, const Problem& problem, Exponent exponent) {
@@ -168,7 +158,16 @@ void forward(const Problem& problem, const ForwardOutputs& outputs, int num_thre
     for_each_row(problem.rows, num_threads,
                  [&](std::int64_t row) { process_row<T>(problem, outputs, row, exponent); });
   });
-  sum_steps(problem, outputs);
+  sum_steps(problem.rows.step_ids, problem.rows.count(), outputs);
+}
+
+void sum_steps(const std::int64_t* step_ids, std::int64_t num_tokens, const ForwardOutputs& outputs) {
+  StepSums* steps = reinterpret_cast<StepSums*>(outputs.step_sums);
+  std::fill(steps, steps + outputs.num_steps, StepSums{});
+  for (std::int64_t token = 0; token < num_tokens; ++token) {
+    const std::int64_t step = step_ids[token];
+    if (step >= 0) add_token(steps[step], outputs, token);
+  }
 }
 
 bool has_threads() {

@@ -10,7 +10,7 @@ from torch import Tensor
 from sod_kernels._checks.values import FLOAT_DTYPES, INTEGER_DTYPES, can_look, check_tensor
 
 # What rounding, also that of bfloat16, may add to the mass of a list.
-_MOST_MASS = 1.02
+MOST_MASS = 1.02
 
 
 def check_teacher_list(function: str, teacher_log_probs: Any, teacher_ids: Any, **student: Tensor) -> None:
@@ -72,7 +72,7 @@ def check_teacher_mass(function: str, log_probs: Tensor, mass: Tensor) -> None:
     Raises:
         ValueError: If one is NaN, or a token's add up to clearly more than 1.
     """
-    if not can_look(mass) or bool((mass <= _MOST_MASS).all()):
+    if not can_look(mass) or bool((mass <= MOST_MASS).all()):
         return
     is_odd = log_probs.isnan()
     if bool(is_odd.any()):
@@ -81,7 +81,7 @@ def check_teacher_mass(function: str, log_probs: Tensor, mass: Tensor) -> None:
             f"{function}: teacher_log_probs holds nan at {list(where)}; wanted log-probabilities. Give an "
             "entry without one a negative id."
         )
-    where = tuple((mass > _MOST_MASS).nonzero()[0].tolist())
+    where = tuple((mass > MOST_MASS).nonzero()[0].tolist())
     raise ValueError(
         f"{function}: teacher_log_probs at {list(where)} add up to a probability of "
         f"{mass[where].item():.4g}; wanted at most 1. Give log-probabilities over the whole vocabulary, "

@@ -147,7 +147,10 @@ def topk_step_kl(
         backend=backend_name,
         function=_NAME,
     )
-    stats, _ = list_stats(swept, teacher, sampled, ids, layout.num_steps, options.spec(width), tail=tail)
+    spec = options.spec(width)
+    stats, _ = list_stats(
+        swept, teacher, sampled, ids, layout.num_steps, spec, tail=tail, backend=backend_name
+    )
     return finish(
         stats,
         layout,
@@ -184,14 +187,21 @@ def read_lists(
         ValueError: If an id or a log-probability is out of range, or a sampled token is missing that is
             needed; on other devices than the CPU ids fail a device-side assertion.
     """
-    is_active = step_ids >= 0
-    listed = _categories.listed_ids(ids, is_active)
-    topk.check_teacher_ids(options.function, listed, vocab_size)
-    teacher, mass = _categories.read_teacher(
-        log_probs, listed, vocab_size, may_repeat=lists.may_repeat(listed)
-    )
-    topk.check_teacher_mass(options.function, teacher.log_probs, mass)
+    teacher = lists.read_lists(
+        log_probs, ids, step_ids, vocab_size=vocab_size, most_mass=topk.MOST_MASS
+    ) or _read_with_torch(options, log_probs, ids, step_ids, vocab_size)
     if sampled_ids is not None and options.step_divergence == "abs_log_ratio":
         is_listed = _categories.is_listed(teacher, sampled_ids)
-        topk.check_sampled_are_listed(options.function, sampled_ids, is_listed, is_active)
+        topk.check_sampled_are_listed(options.function, sampled_ids, is_listed, step_ids >= 0)
+    return teacher
+
+
+def _read_with_torch(
+    options: Options, log_probs: Tensor, ids: Tensor, step_ids: Tensor, vocab_size: int
+) -> _categories.TeacherList:
+    """Read where the native library cannot, and say what is wrong with lists that it refused."""
+    listed = _categories.listed_ids(ids, step_ids >= 0)
+    topk.check_teacher_ids(options.function, listed, vocab_size)
+    teacher, mass = _categories.read_teacher(log_probs, listed, vocab_size)
+    topk.check_teacher_mass(options.function, teacher.log_probs, mass)
     return teacher

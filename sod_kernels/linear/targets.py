@@ -155,6 +155,6 @@ def row_sweeps(options: LinearOptions, *, width: int, has_target: bool) -> RowSw
             else ShardedSweeps(backend, group, width=width, function=options.function)
         )
     if group is None:
-        return ListSweeps(backend, options.tail, vocab_size=options.vocab_size)
+        return ListSweeps(backend, options.tail, vocab_size=options.vocab_size, backend=options.backend)
     sharded = ShardedLogProbs(backend, options.first_column, group, width=width, function=options.function)
-    return ListSweeps(sharded, options.tail, vocab_size=options.total_columns)
+    return ListSweeps(sharded, options.tail, vocab_size=options.total_columns, backend=options.backend)
