@@ -207,9 +207,7 @@ class ListSweeps:
         if inputs.sampled_ids is not None:
             of_ids = torch.cat((of_ids, upstream.student_log_probs[..., None]), -1)
         gradients = LogProbGradients(of_ids.contiguous(), upstream.student_entropy.contiguous())
-        return self._sweeps.log_probs_backward(
-            gradients, _problem(inputs, spec), state.contiguous(), out=out
-        )
+        return self._sweeps.log_probs_backward(gradients, _problem(inputs, spec), state.contiguous(), out=out)
 
 
 def _problem(inputs: ListInputs, spec: DivergenceSpec) -> LogProbInputs:

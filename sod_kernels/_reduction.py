@@ -16,8 +16,8 @@ on the right. Without any token the loss is 0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -94,13 +94,15 @@ def reduce_loss(
         Scalar, or the leading shape for "none".
     """
     inner, outer = divisors(reduction, statistics, denominator)
-    weighted = sum(
-        # Not a product alone: weight 0 must silence an infinite divergence too.
-        torch.where(factor == 0, 0.0, factor * values)
-        for values, weights in terms
-        for factor in (token_factors(weights / inner, step_ids, token_weights),)
+    weighted = functools.reduce(
+        torch.add,
+        (
+            # Not a product alone: weight 0 must silence an infinite divergence too.
+            torch.where(factor == 0, 0.0, factor * values)
+            for values, weights in terms
+            for factor in (token_factors(weights / inner, step_ids, token_weights),)
+        ),
     )
-    weighted = cast(Tensor, weighted)
     return weighted if reduction == "none" else weighted.sum() / outer
 
 
@@ -138,16 +140,16 @@ def divisors(
     """
     tokens = statistics.tokens
     dtype = statistics.divergence.dtype
-    one = torch.ones((), dtype=torch.int64, device=tokens.device)
+    one = torch.ones((), dtype=dtype, device=tokens.device)
     inner, outer = one.expand(tokens.shape), one
     if reduction == "token_mean":
         outer = tokens.sum()
     elif reduction == "step_mean":
-        inner, outer = tokens, (tokens > 0).sum()
+        inner, outer = tokens.clamp(min=1).to(dtype), (tokens > 0).sum()
     elif reduction == "sequence_mean":
         group = dense_ids(statistics.trajectory)
         totals = torch.zeros_like(tokens).scatter_add(0, group, tokens)
-        inner, outer = totals[group], (totals > 0).sum()
-    if denominator is None:
-        return inner.clamp(min=1).to(dtype), outer.clamp(min=1).to(dtype)
-    return inner.clamp(min=1).to(dtype), torch.as_tensor(denominator, dtype=dtype, device=tokens.device)
+        inner, outer = totals[group].clamp(min=1).to(dtype), (totals > 0).sum()
+    if denominator is not None:
+        return inner, torch.as_tensor(denominator, dtype=dtype, device=tokens.device)
+    return inner, outer.clamp(min=1).to(dtype)

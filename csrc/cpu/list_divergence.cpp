@@ -157,8 +157,8 @@ double plain_divergence(const ListProblem& problem, const double* teacher, doubl
   const double rest = at_least(1.0 - mass, problem.unit), log_rest = std::log(rest);
   double slope = 0;
   const double of_rest = divergence_of({&log_rest, &teacher_tail, &rest, 1}, problem, &slope);
-  // A tail that counts as the unit does not move.
-  if (rest > problem.unit) add_scaled(scratch.p.data(), n, -slope / rest, slopes);
+  // A tail that counts as the unit does not move; one that is no number spoils the slopes too.
+  if (!(rest <= problem.unit)) add_scaled(scratch.p.data(), n, -slope / rest, slopes);
   return value + of_rest;
 }
 

@@ -50,6 +50,7 @@ struct ListProblem {
 // The divergence over the categories of each list, its derivatives in the student's log-probabilities of the
 // ids (num_tokens, num_ids), the sampled ids' log-probabilities of the teacher, and the sums per step. The
 // student's entropy and sampled log-probabilities in `outputs` are read.
-void compare_lists(const ListProblem& problem, const ForwardOutputs& outputs, double* slopes, int num_threads);
+void compare_lists(const ListProblem& problem, const ForwardOutputs& outputs, double* slopes,
+                   int num_threads);
 
 }  // namespace sod::cpu

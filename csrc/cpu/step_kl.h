@@ -13,8 +13,8 @@ void forward(const Problem& problem, const ForwardOutputs& outputs, int num_thre
 void backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
               int num_threads);
 
-// Sums what `outputs` holds of the tokens of each step. One thread, in the order of the tokens: cheap beside the
-// sweeps, and the same bits every time.
+// Sums what `outputs` holds of the tokens of each step. One thread, in the order of the tokens: cheap beside
+// the sweeps, and the same bits every time.
 void sum_steps(const std::int64_t* step_ids, std::int64_t num_tokens, const ForwardOutputs& outputs);
 
 // False where the library was built without OpenMP: every call then runs on one thread.

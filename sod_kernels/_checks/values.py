@@ -180,7 +180,7 @@ def check_ids(
     if can_look(ids) and counted is None:
         # One read, no temporary; the place of the fault is looked for only if there is one.
         smallest, largest = ids.aminmax() if ids.numel() else (low, low)
-        if bool(smallest >= low) and bool(largest < high):
+        if int(smallest) >= low and int(largest) < high:
             return
     is_odd = (ids < low) | (ids >= high)
     if counted is not None:

@@ -6,9 +6,6 @@ from step_kl_inputs import MASK, make_inputs
 from topk_inputs import DIVERGENCES, TAILS, TOKEN_FIELDS, make_teacher_lists, run
 
 from sod_kernels import SodWeighting, steps_from_mask
-from sod_kernels._categories import read_teacher
-from sod_kernels.native import lists as native_lists
-from sod_kernels.native import loader
 
 
 class TestAwkwardLists:
@@ -25,30 +22,6 @@ class TestAwkwardLists:
             wanted = run(student, (log_probs, ids), sampled_ids=sampled, tail=tail)
             for name in TOKEN_FIELDS:
                 torch.testing.assert_close(getattr(ours, name), getattr(wanted, name), rtol=1e-12, atol=1e-14)
-
-    @pytest.mark.skipif(loader.unavailable_reason("cpu") is not None, reason="asks the compiled library")
-    @pytest.mark.parametrize("num_threads", [1, 3])
-    def test_repetitions_are_found_exactly_where_there_are_some(self, num_threads, monkeypatch):
-        monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
-        generator = torch.Generator().manual_seed(0)
-        found = []
-        for num_ids in (1, 2, 7, 64):
-            ids = torch.randint(-3, 4 * num_ids**2, (8, 5, num_ids), generator=generator)
-            for one in (*ids.flatten(0, 1)[:, None], ids[:, 2:4, ::2], ids[:1, :0]):
-                listed = [[entry for entry in row if entry >= 0] for row in one.flatten(0, -2).tolist()]
-                found.append(native_lists.may_repeat(one))
-                assert found[-1] == any(len(set(row)) < len(row) for row in listed)
-        assert min(found.count(True), found.count(False)) > 10
-
-    def test_without_the_library_any_list_may_repeat_and_reads_the_same(self, monkeypatch):
-        _, teacher, _ = make_inputs()
-        log_probs, ids = make_teacher_lists(teacher, 4)
-        ids[0, 0, 1] = -1
-        monkeypatch.setattr(loader, "unavailable_reason", lambda device_type: "not built")
-        assert native_lists.may_repeat(ids)
-        ways = [read_teacher(log_probs, ids, 11, may_repeat=flag) for flag in (True, False)]
-        for sorted_out, taken_as_it_is in zip(*[(*lists[:5], mass) for lists, mass in ways], strict=True):
-            assert torch.equal(sorted_out, taken_as_it_is)
 
     def test_absent_entries_may_hold_anything(self):
         student, teacher, _ = make_inputs()

@@ -1,7 +1,7 @@
 // exp(x) in double for log-probabilities, made to vectorise; within 2 units of the last place.
 //
-// exp(x) = 2^n * exp(r) with n = round(x / log 2) and |r| <= log(2) / 2, where the Taylor series to r^13 leaves
-// 4e-18. Below -708 the result is exactly 0, above 709 it stops growing; NaN stays NaN.
+// exp(x) = 2^n * exp(r) with n = round(x / log 2) and |r| <= log(2) / 2, where the Taylor series to r^13
+// leaves 4e-18. Below -708 the result is exactly 0, above 709 it stops growing; NaN stays NaN.
 //
 // Must be compiled without -fassociative-math, like exp2.h.
 #pragma once
