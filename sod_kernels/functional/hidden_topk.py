@@ -152,5 +152,14 @@ def linear_topk_step_kl(
     )
     options.check_tokens(steps.ids, sampled_ids, vocab_size=width)
     sampled = None if sampled_ids is None else sampled_ids.detach().to(torch.int64)
-    lists = read_lists(options, teacher_log_probs, teacher_ids, steps.ids, sampled, vocab_size=width)
+    dtype = torch.promote_types(student_hidden.dtype, torch.float32)
+    lists = read_lists(
+        options,
+        teacher_log_probs,
+        teacher_ids,
+        steps.ids,
+        sampled,
+        vocab_size=width,
+        backend=options.resolve_backend(steps.ids, dtype),
+    )
     return run(options, chunks, {"student": head}, steps, sampled, shard, lists=lists, tail=tail)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sod_kernels import _categories, _parallel
 from sod_kernels._checks import topk
-from sod_kernels._checks.values import check_choice
+from sod_kernels._checks.values import can_look, check_choice
 from sod_kernels._layout import resolve_layout
 from sod_kernels._list_sweeps import list_stats
 from sod_kernels.functional.log_probs import sweep
@@ -136,7 +136,9 @@ def topk_step_kl(
     options.check_tokens(ids, sampled_ids, vocab_size=width)
     backend_name = options.resolve_backend(student_logits, student_logits.dtype)
     sampled = None if sampled_ids is None else sampled_ids.detach().to(torch.int64)
-    teacher = read_lists(options, teacher_log_probs, teacher_ids, ids, sampled, vocab_size=width)
+    teacher = read_lists(
+        options, teacher_log_probs, teacher_ids, ids, sampled, vocab_size=width, backend=backend_name
+    )
     swept = sweep(
         student_logits,
         ids,
@@ -169,6 +171,7 @@ def read_lists(
     sampled_ids: Tensor | None,
     *,
     vocab_size: int,
+    backend: str,
 ) -> _categories.TeacherList:
     """Read what a teacher gave, and refuse what it cannot have meant.
 
@@ -179,6 +182,7 @@ def read_lists(
         step_ids: (...) int64, -1 in no step.
         sampled_ids: (...) int64 or None.
         vocab_size: Number of valid columns.
+        backend: Name of the one that runs; the native library reads on the CPU, outside compiled code.
 
     Returns:
         The lists.
@@ -187,9 +191,11 @@ def read_lists(
         ValueError: If an id or a log-probability is out of range, or a sampled token is missing that is
             needed; on other devices than the CPU ids fail a device-side assertion.
     """
-    teacher = lists.read_lists(
-        log_probs, ids, step_ids, vocab_size=vocab_size, most_mass=topk.MOST_MASS
-    ) or _read_with_torch(options, log_probs, ids, step_ids, vocab_size)
+    teacher = None
+    if backend == "native" and can_look(ids):
+        teacher = lists.read_lists(log_probs, ids, step_ids, vocab_size=vocab_size, most_mass=topk.MOST_MASS)
+    if teacher is None:
+        teacher = _read_with_torch(options, log_probs, ids, step_ids, vocab_size)
     if sampled_ids is not None and options.step_divergence == "abs_log_ratio":
         is_listed = _categories.is_listed(teacher, sampled_ids)
         topk.check_sampled_are_listed(options.function, sampled_ids, is_listed, step_ids >= 0)
@@ -199,7 +205,7 @@ def read_lists(
 def _read_with_torch(
     options: Options, log_probs: Tensor, ids: Tensor, step_ids: Tensor, vocab_size: int
 ) -> _categories.TeacherList:
-    """Read where the native library cannot, and say what is wrong with lists that it refused."""
+    """Read, and say what is wrong with the lists if anything is."""
     listed = _categories.listed_ids(ids, step_ids >= 0)
     topk.check_teacher_ids(options.function, listed, vocab_size)
     teacher, mass = _categories.read_teacher(log_probs, listed, vocab_size)

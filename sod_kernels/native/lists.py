@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sod_kernels._categories import TAILS, ListStats, TeacherList
-from sod_kernels._checks.values import can_look
 from sod_kernels.native import loader
 from sod_kernels.native.arguments import DIVERGENCES, addresses
 from sod_kernels.types import DivergenceSpec, LogProbStats, TokenStats
@@ -23,18 +22,19 @@ def read_lists(
     """Read a teacher's lists in one pass: of an id that occurs several times the largest log-prob counts.
 
     Args:
-        log_probs: (..., K) floating.
+        log_probs: (..., K) floating, on the CPU like the others.
         ids: (..., K) integer, negative where absent.
         step_ids: (...) int64, contiguous, -1 in no step; those tokens' lists are not read.
         vocab_size: Number of valid columns.
         most_mass: That the probabilities of a list may add up to.
 
     Returns:
-        The lists, detached. None where an id, a log-probability or a mass is out of range, for others to say
-        which, and where nobody can tell: in compiled code, on other devices, without the library.
+        The lists, detached; None if an id, a log-probability or a mass is out of range, for others to say
+        which.
+
+    Raises:
+        NativeUnavailableError: The library cannot run here.
     """
-    if not can_look(ids) or loader.unavailable_reason("cpu") is not None:
-        return None
     library = loader.load("cpu")
     # Numbers of 16 bits are exact in float32.
     wide = log_probs.detach().to(torch.promote_types(log_probs.dtype, torch.float32)).contiguous()

@@ -5,7 +5,7 @@ import torch
 from step_kl_inputs import make_inputs
 from topk_inputs import DIVERGENCES, TAILS, make_teacher_lists
 
-from sod_kernels import _categories, _list_sweeps, topk_step_kl
+from sod_kernels import _categories, topk_step_kl
 from sod_kernels._checks.topk import MOST_MASS
 from sod_kernels.native import lists, loader
 from sod_kernels.reference.log_probs import log_probs_forward
@@ -96,20 +96,28 @@ def test_comparison_is_that_of_torch(divergence, floor, tail, has_sampled):
     assert bool(got.token_kl[:-1].isfinite().any())
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
-def test_which_backend_compares(backend, monkeypatch):
+@pytest.mark.parametrize("name", ["compare_lists", "read_teacher"])
+def test_the_reference_is_torch_alone_and_native_is_not(name, monkeypatch):
     def refuse(*arguments):
-        raise AssertionError("compared by torch")
+        raise AssertionError("by torch")
 
     student, teacher, _ = make_inputs((len(STEPS), VOCAB), dtype=torch.float32)
-    monkeypatch.setattr(_list_sweeps._categories, "compare_lists", refuse)
+    monkeypatch.setattr(_categories, name, refuse)
     arguments = (student, *make_teacher_lists(teacher, NUM_IDS), STEPS)
-    if backend == "native":
-        topk_step_kl(*arguments, backend=backend).loss.backward()
-        assert float(student.grad.abs().max()) > 0
-    else:
-        with pytest.raises(AssertionError, match="compared by torch"):
-            topk_step_kl(*arguments, backend=backend)
+    topk_step_kl(*arguments, backend="native").loss.backward()
+    assert float(student.grad.abs().max()) > 0
+    with pytest.raises(AssertionError, match="by torch"):
+        topk_step_kl(*arguments, backend="reference")
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_equal_sides_differ_by_no_more_than_rounding(divergence):
+    student, _, _ = make_inputs((64, VOCAB), dtype=torch.float32)
+    lists_of_itself = make_teacher_lists(student.detach(), 20)
+    out = topk_step_kl(student, *lists_of_itself, divergence=divergence, backend="native")
+    assert float(out.token_kl.detach().max()) < 1e-11
+    out.token_kl.sum().backward()
+    assert float(student.grad.abs().max()) < 1e-6
 
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
@@ -121,14 +129,3 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
         out = topk_step_kl(*arguments, sampled_ids=sampled, backend="native")
         results.append((out.token_kl, out.step_divergence, *torch.autograd.grad(out.loss, student)))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
-
-
-def test_without_the_library_the_reading_is_that_of_torch(monkeypatch):
-    student, teacher, _ = make_inputs((len(STEPS), VOCAB), dtype=torch.float32)
-    log_probs, ids = make_teacher_lists(teacher, NUM_IDS)
-    ids[0, 1] = ids[0, 2]
-    with_library = topk_step_kl(student, log_probs, ids, STEPS, backend="reference")
-    monkeypatch.setattr(loader, "unavailable_reason", lambda device_type: "not built")
-    assert _read(log_probs, ids) is None
-    without = topk_step_kl(student, log_probs, ids, STEPS, backend="reference")
-    torch.testing.assert_close(without.token_kl, with_library.token_kl, rtol=1e-6, atol=0.0)

@@ -208,11 +208,13 @@ class TestBucketProperties:
         assert float(run(student, lists).token_kl) > 0
 
     def test_a_rounding_error_below_zero_keeps_its_gradient(self):
-        student, _, _ = make_inputs((64, 50), dtype=torch.float32)
+        # So many rows that some come out below 0 on every processor.
+        student, _, _ = make_inputs((4096, 50), dtype=torch.float32)
         out = run(student, make_teacher_lists(student.detach(), 20))
-        assert bool((out.token_kl == 0).any())
+        is_zero = out.token_kl == 0
+        assert bool(is_zero.any())
         out.token_kl.sum().backward()
-        assert float(student.grad.abs().max()) < 1e-5
+        assert 0 < float(student.grad[is_zero].abs().max()) < 1e-5
 
 
 def test_bitwise_repeatable_and_inputs_untouched():
