@@ -207,14 +207,13 @@ class TestBucketProperties:
         )
         assert float(run(student, lists).token_kl) > 0
 
-    def test_a_rounding_error_below_zero_keeps_its_gradient(self):
-        # So many rows that some come out below 0 on every processor.
-        student, _, _ = make_inputs((4096, 50), dtype=torch.float32)
-        out = run(student, make_teacher_lists(student.detach(), 20))
-        is_zero = out.token_kl == 0
-        assert bool(is_zero.any())
+    def test_what_lies_below_zero_is_reported_as_zero_and_keeps_its_gradient(self):
+        # As rounding may put it there, and a floor under the teacher does for certain.
+        student, _, _ = make_inputs((4, 50))
+        out = run(student, make_teacher_lists(student.detach(), 20), min_log_prob=-3.0)
+        assert out.token_kl.tolist() == [0.0] * 4
         out.token_kl.sum().backward()
-        assert 0 < float(student.grad[is_zero].abs().max()) < 1e-5
+        assert bool((student.grad.abs().amax(-1) > 1e-3).all())
 
 
 def test_bitwise_repeatable_and_inputs_untouched():
