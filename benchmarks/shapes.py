@@ -92,6 +92,8 @@ _PLANS: dict[tuple[str, str], _Plan] = {
         ("step_kl", LLAMA, (256,), ("float32",)),
         ("step_kl", SMALL, _GROWTH, ("float32",)),
         ("linear_step_kl", QWEN, (128,), ("float32",)),
+        ("linear_step_kl", QWEN_2B, (64,), ("float32",)),
+        ("linear_step_kl", QWEN_4B, (64,), ("float32",)),
         ("linear_step_kl", SMALL, (512, 2048, 8192), ("float32",)),
         ("topk_step_kl", QWEN, (256,), ("float32",)),
         ("topk_step_kl", SMALL, (512, 8192), ("float32",)),

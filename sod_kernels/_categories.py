@@ -3,8 +3,8 @@
 All of it is (..., K) torch arithmetic in float64. It costs the same whatever the vocabulary, so that at a
 small one it would weigh more than the walk over the student's logits: on the CPU the native backend's library
 does the same in one pass (`sod_kernels.native.lists`). A category that a token lacks has no mass on either
-side, -inf, and so adds nothing anywhere. Slopes are written out by hand, as a sweep that makes its gradients on
-the way needs them.
+side, -inf, and so adds nothing anywhere. Slopes are written out by hand, as a sweep that makes its gradients
+on the way needs them.
 """
 
 from __future__ import annotations

@@ -92,7 +92,11 @@ def compare_lists(
     """
     library = loader.load("cpu")
     swept = LogProbStats(*(each.detach().contiguous() for each in swept))
-    teacher = TeacherList(*(each.contiguous() for each in teacher[:3]), teacher.vocab_size)
+    teacher = teacher._replace(
+        log_probs=teacher.log_probs.contiguous(),
+        ids=teacher.ids.contiguous(),
+        tail=teacher.tail.contiguous(),
+    )
     num_ids = teacher.ids.shape[-1]
     nothing = swept.student_entropy[:0]
     # Behind the lists' ids; read for the sums.
