@@ -108,7 +108,3 @@ def _exit_with(options: argparse.Namespace) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
