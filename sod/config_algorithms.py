@@ -176,7 +176,8 @@ class ATODSection(DistillationSection):
     reward_end: Annotated[float, AtLeast(0)] = 2.0
     """Coefficient of the reward term once it is annealed."""
     anneal_rounds: Annotated[int, AtLeast(0)] = 80
-    """Rounds over which both coefficients change linearly; 0 keeps those of the start."""
+    """Rounds over which both coefficients change linearly; 0 keeps those of the start, and a run of fewer
+    rounds stops on the way."""
     min_turns: Annotated[int, Above(0)] = 3
     """Trajectories of fewer turns keep weight 1."""
     min_divergence: Annotated[float, AtLeast(0)] = 0.01

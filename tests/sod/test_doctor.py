@@ -164,6 +164,14 @@ def test_a_sound_run_has_no_finding_worse_than_a_note_and_every_part_is_examined
             Level.WARNING,
             "truncated policy",
         ),
+        (["algorithm.name='atod'"], "settings", "annealing", Level.WARNING, "ends after 2 rounds"),
+        (
+            ["optimizer.name='adamw'", "optimizer.warmup_updates=4"],
+            "settings",
+            "warm-up",
+            Level.WARNING,
+            "the run has 4 updates",
+        ),
         (
             ["trainer.max_microbatch_tokens=1000000000000"],
             "memory",
