@@ -95,6 +95,7 @@ def examine_run(config: RunConfig, *, is_offline: bool = False) -> Findings:
     if isinstance(config.engine, VLLMServerSection):
         examine_server(findings, config.engine, config.rollout.max_trajectory_tokens)
     teachers = _examine_teachers(findings, config, student, is_offline=is_offline)
+    _examine_reference(findings, config, student, is_offline=is_offline)
     _examine_environment(findings, config, student, teachers, tasks)
     if student:
         shapes = [ModelShape.of(each.model) for each in (student, *teachers)]
@@ -144,6 +145,19 @@ def _examine_teachers(
         which = "where the run starts" if config.teacher.weights == "start" else "as it stands"
         findings.add("teacher", "checkpoint", f"the student itself, {which}")
     return [each for each in teachers if each is not None]
+
+
+def _examine_reference(
+    findings: Findings, config: RunConfig, student: Checkpoint | None, *, is_offline: bool
+) -> None:
+    if config.reference is None:
+        return
+    longest = config.rollout.max_trajectory_tokens
+    reference = examine_checkpoint(findings, config.reference, longest, is_offline=is_offline)
+    if student is not None and reference is not None:
+        with findings.examining("reference", "tokenizer"):
+            check_same_tokenizer(student.tokenizer, reference.tokenizer, "reference")
+            findings.add("reference", "tokenizer", "every id means the same text to student and reference")
 
 
 def _examine_schedules(findings: Findings, config: RunConfig) -> None:
