@@ -107,8 +107,9 @@ class FromAnchor:
     let an easy first step starve the others, and judges a step by what the student can do now.
 
     Attributes:
-        anchor: "constant", "entropy" (a multiple of the student's own in the step), "running_quantile" of the step divergences of earlier updates (of this microbatch
-            before the first), "batch_quantile" of this microbatch, or "first_step" as in SOD.
+        anchor: "constant"; "entropy", a multiple of the student's own in the step; "running_quantile" of the
+            step divergences of earlier updates (of this microbatch before the first); "batch_quantile" of
+            this microbatch; or "first_step" as in SOD.
         quantile: For the two quantiles; the running one is followed by the trainer.
         constant: For "constant", nats.
         entropy_factor: For "entropy".

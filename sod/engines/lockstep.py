@@ -24,8 +24,8 @@ from sod.errors import ModelError, RolloutError
 from sod.types import StopReason
 
 STEP_TOKENS = 24
-"""What a forward pass costs besides its tokens, counted in tokens; between 10 and 36 small models on a CPU go about
-equally fast, at 64 and beyond a row that samples waits for padding (docs/log.md)."""
+"""What a forward pass costs besides its tokens, counted in tokens. Between 10 and 36 small models on a CPU
+go about equally fast; at 64 and beyond rows that sample wait for those that read (docs/log.md)."""
 
 
 @dataclass(kw_only=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
