@@ -45,6 +45,7 @@ class RunParts:
         tokenizer: Its tokenizer, also the teacher's unless there is a pair.
         renderer: Text to ids and back.
         teacher: Scores; None for "sft".
+        reference: The policy that "stm" holds steps to; None for the one that the run starts from.
         environment: What the student acts in; None for "sft" without evaluation.
         tasks: Training tasks; empty for "sft".
         eval_tasks: Held-out tasks.
@@ -56,6 +57,7 @@ class RunParts:
     tokenizer: PreTrainedTokenizerBase
     renderer: ChatRenderer
     teacher: AnyTeacher | None = None
+    reference: LocalTeacher | None = None
     environment: BuiltEnvironment | None = None
     tasks: Sequence[Task] = ()
     eval_tasks: Sequence[Task] = ()
@@ -132,6 +134,7 @@ def assemble(config: RunConfig) -> RunParts:
             tokenizer=tokenizer,
             renderer=renderer,
             teacher=_teacher(config, tokenizer, student, tasks),
+            reference=_reference(config, tokenizer),
             environment=environment,
             tasks=tasks,
             eval_tasks=eval_tasks,
@@ -231,6 +234,7 @@ def assemble_objects(
         tokenizer=tokenizer,
         renderer=renderer,
         teacher=teacher,
+        reference=_reference(config, tokenizer),
         environment=built,
         tasks=tasks,
         eval_tasks=eval_tasks,
@@ -340,6 +344,16 @@ def _teacher(
         max_tokens=config.max_teacher_tokens,
         run_folder=config.run.output,
     )
+
+
+def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> LocalTeacher | None:
+    if config.reference is None:
+        return None
+    check_same_tokenizer(tokenizer, load_tokenizer(config.reference), "reference")
+    model = load_model(config.reference, device=pick_device(config))
+    check_vocabulary(model, tokenizer, "reference")
+    check_head(model, "reference")
+    return LocalTeacher(model)
 
 
 def _built_environment(

@@ -31,7 +31,7 @@ SIZES_FILE = "files.json"
 POINTER = "latest"
 TEMPORARY_PREFIX = "tmp-"
 DAMAGED_PREFIX = "damaged-"
-VERSION = 1
+VERSION = 2
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -55,7 +55,7 @@ class TrainerState:
         num_skipped: Updates skipped for a gradient that was not finite.
         num_skipped_in_a_row: Those since the last update that was made.
         has_warned_anchor: Whether the warning about a collapsed anchor was given.
-        divergence_median: Running median of the step divergences, nats; None before the first update.
+        divergence_anchor: Running quantile of the step divergences, nats; None before the first update.
         file_bytes: Size of each metrics file at this point.
         round_metrics: Metrics of the updates of the unfinished round.
         round_steps: Per turn of the unfinished round: number of steps, sum of divergences, of weights.
@@ -68,7 +68,7 @@ class TrainerState:
     num_skipped: int = 0
     num_skipped_in_a_row: int = 0
     has_warned_anchor: bool = False
-    divergence_median: float | None = None
+    divergence_anchor: float | None = None
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     round_metrics: Sequence[Mapping[str, float]] = ()
     round_steps: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
@@ -233,15 +233,15 @@ def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]]]:
     """
     try:
         raw = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        tensors = torch.load(folder / TENSOR_FILE, weights_only=True, map_location="cpu")
         version = raw.pop("version")
+        if version != VERSION:
+            raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")
+        tensors = torch.load(folder / TENSOR_FILE, weights_only=True, map_location="cpu")
         raw["round_steps"] = {turn: tuple(sums) for turn, sums in raw["round_steps"].items()}
         raw["round_metrics"] = tuple(raw["round_metrics"])
         state = TrainerState(**raw)
     except _UNREADABLE as error:
         raise CheckpointError(f"load_state: {folder} cannot be read: {error}") from error
-    if version != VERSION:
-        raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")
     return state, tensors["optimizer"]
 
 

@@ -49,6 +49,13 @@ class StudentSection(ModelSection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceSection(ModelSection):
+    """The policy that "stm" holds steps to, where it is not the one that the run starts from."""
+
+    section: ClassVar[str] = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSection(Section):
     """The task files; .jsonl, .parquet or .json."""
 
@@ -293,6 +300,8 @@ class RunConfig:
     """The model that is trained."""
     teacher: AnyTeacherSection | None = None
     """The model that it learns from; not for "sft"."""
+    reference: ReferenceSection | None = None
+    """The policy that "stm" holds steps to; None for the one that the run starts from."""
     data: DataSection | None = None
     """The task files."""
     environment: EnvironmentSection | None = None
@@ -309,6 +318,11 @@ class RunConfig:
             readers = " and ".join(f'"{each}"' for each, kind in ALGORITHMS.items() if kind.needs_teacher)
             raise ConfigError(
                 f'[teacher] belongs to algorithms {readers}, but [algorithm] name = "{name}"; remove it'
+            )
+        if self.reference is not None and not self.algorithm.needs_reference:
+            readers = " and ".join(f'"{each}"' for each, kind in ALGORITHMS.items() if kind.needs_reference)
+            raise ConfigError(
+                f'[reference] belongs to algorithm {readers}, but [algorithm] name = "{name}"; remove it'
             )
         rollout, trainer = self.rollout, self.trainer
         if self.teacher is not None:

@@ -21,6 +21,7 @@ from sod.config import (
     CheckpointSection,
     DataSection,
     EvaluationSection,
+    ReferenceSection,
     RolloutSection,
     RunConfig,
     RunSection,
@@ -38,6 +39,7 @@ from sod.errors import ConfigError
 SECTIONS: Mapping[str, type[Section]] = {
     "run": RunSection,
     "student": StudentSection,
+    "reference": ReferenceSection,
     "data": DataSection,
     "rollout": RolloutSection,
     "reward": RewardSection,

@@ -19,6 +19,7 @@ from sod.assembly import (
 )
 from sod.chat import ChatRenderer
 from sod.config import RunConfig
+from sod.config_algorithms import ATODSection
 from sod.config_engines import VLLMServerSection
 from sod.config_teachers import SelfTeacherSection, TeacherSection, teacher_checkpoints
 from sod.doctor.findings import Findings, Level
@@ -83,6 +84,7 @@ def examine_run(config: RunConfig, *, is_offline: bool = False) -> Findings:
         require_sections(config)
         make_algorithm(config.algorithm)
         findings.add("settings", "algorithm", f"{config.algorithm.name}, {config.num_updates} updates")
+    _examine_schedules(findings, config)
     _examine_sampling(findings, config)
     tasks = _examine_tasks(findings, config)
     is_own = isinstance(config.teacher, SelfTeacherSection)
@@ -93,6 +95,7 @@ def examine_run(config: RunConfig, *, is_offline: bool = False) -> Findings:
     if isinstance(config.engine, VLLMServerSection):
         examine_server(findings, config.engine, config.rollout.max_trajectory_tokens)
     teachers = _examine_teachers(findings, config, student, is_offline=is_offline)
+    _examine_reference(findings, config, student, is_offline=is_offline)
     _examine_environment(findings, config, student, teachers, tasks)
     if student:
         shapes = [ModelShape.of(each.model) for each in (student, *teachers)]
@@ -142,6 +145,40 @@ def _examine_teachers(
         which = "where the run starts" if config.teacher.weights == "start" else "as it stands"
         findings.add("teacher", "checkpoint", f"the student itself, {which}")
     return [each for each in teachers if each is not None]
+
+
+def _examine_reference(
+    findings: Findings, config: RunConfig, student: Checkpoint | None, *, is_offline: bool
+) -> None:
+    if config.reference is None:
+        return
+    longest = config.rollout.max_trajectory_tokens
+    reference = examine_checkpoint(findings, config.reference, longest, is_offline=is_offline)
+    if student is not None and reference is not None:
+        with findings.examining("reference", "tokenizer"):
+            check_same_tokenizer(student.tokenizer, reference.tokenizer, "reference")
+            findings.add("reference", "tokenizer", "every id means the same text to student and reference")
+
+
+def _examine_schedules(findings: Findings, config: RunConfig) -> None:
+    """Warn of a schedule that the run is too short for."""
+    rounds, warmup = config.trainer.rounds, config.optimizer.warmup_updates
+    if isinstance(config.algorithm, ATODSection) and config.algorithm.anneal_rounds > rounds:
+        findings.add(
+            "settings",
+            "annealing",
+            f"[algorithm] anneal_rounds = {config.algorithm.anneal_rounds}, but the run ends after {rounds} "
+            "rounds, on the way; lower it, or raise [trainer] rounds",
+            Level.WARNING,
+        )
+    if warmup >= config.num_updates:
+        findings.add(
+            "settings",
+            "warm-up",
+            f"[optimizer] warmup_updates = {warmup}, but the run has {config.num_updates} updates, so the "
+            "learning rate only rises; lower it",
+            Level.WARNING,
+        )
 
 
 def _examine_sampling(findings: Findings, config: RunConfig) -> None:

@@ -29,6 +29,7 @@ def context(trajectory, turn, errors, divergence=None, tokens=None):
     statistics = StepStatistics(
         divergence=torch.tensor(divergence or [0.5] * size, dtype=torch.float64),
         uncertainty=torch.full((size,), 0.1, dtype=torch.float64),
+        entropy=torch.full((size,), 0.2, dtype=torch.float64),
         tokens=torch.tensor(tokens or [3] * size),
         trajectory=torch.tensor(trajectory),
     )
@@ -75,26 +76,28 @@ def test_without_a_bound_a_step_may_count_more_than_once():
     [
         ({"anchor": "constant", "constant": 0.3}, None, 0.3),
         ({"anchor": "batch_quantile", "quantile": 1.0}, 9.0, 0.8),
-        ({"anchor": "running_median"}, 0.25, 0.25),
-        ({"anchor": "running_median"}, None, 0.2),
+        ({"anchor": "entropy", "entropy_factor": 1.5}, 9.0, 0.3),
+        ({"anchor": "running_quantile"}, 0.25, 0.25),
+        ({"anchor": "running_quantile"}, None, 0.2),
+        ({"anchor": "running_quantile", "quantile": 0.0}, None, 0.1),
     ],
 )
 def test_an_anchor_of_the_whole_batch(options, anchor, wanted):
     given = context([0, 0, 1, 1], [0, 1, 0, 1], [0] * 4, divergence=[0.1, 0.8, 0.2, 5.0], tokens=[1, 2, 3, 0])
-    weights = FromAnchor(**options)(replace(given, anchor=anchor)).tolist()
+    weights = FromAnchor(sharpness=1.0, epsilon=0.1, **options)(replace(given, anchor=anchor)).tolist()
     assert weights[3] == 0.0
     assert weights[:3] == pytest.approx([min((wanted + 0.1) / (d + 0.1), 1.2) for d in (0.1, 0.8, 0.2)])
 
 
 def test_a_sharp_weight_falls_faster_beyond_the_anchor():
     given = context([0, 0, 0], [0, 1, 2], [0, 0, 0], divergence=[0.1, 0.5, 1.1])
-    made = FromAnchor(anchor="constant", constant=0.5, sharpness=3.0)(given).tolist()
+    made = FromAnchor(anchor="constant", constant=0.5, epsilon=0.1)(given).tolist()
     assert made == pytest.approx([1.2, 1.0, 0.125])
 
 
 def test_an_anchor_of_the_trajectory_is_sods():
     given = context([0, 0, 1, 1, 1], [0, 1, 0, 1, 2], [0] * 5, divergence=[0.1, 0.8, 0.2, 0.05, 9.0])
-    weights = FromAnchor(anchor="first_step", epsilon=0.02, delta=0.5, min_weight=0.1)(given)
+    weights = FromAnchor(anchor="first_step", sharpness=1.0, epsilon=0.02, delta=0.5, min_weight=0.1)(given)
     wanted = SodWeighting(epsilon=0.02, delta=0.5)(given.statistics).clamp(min=0.1)
     assert weights.tolist() == wanted.tolist() == pytest.approx([1.0, 0.12 / 0.82, 1.0, 1.5, 0.1])
 
@@ -150,6 +153,7 @@ def test_weights_are_those_of_the_released_rule_on_ten_thousand_masks():
     statistics = StepStatistics(
         divergence=means,
         uncertainty=means,
+        entropy=means,
         tokens=torch.bincount(ids[mask], minlength=count),
         trajectory=trajectory,
     )

@@ -139,6 +139,13 @@ def test_a_sound_run_has_no_finding_worse_than_a_note_and_every_part_is_examined
         (["data.eval='absent.jsonl'"], "data", "held-out tasks", Level.FATAL, "absent.jsonl"),
         (["trainer.tasks_per_round=7"], "data", "training tasks", Level.WARNING, "more than once"),
         (["teacher.model='stranger'"], "teacher", "tokenizer", Level.FATAL, "differ at"),
+        (
+            ["algorithm.name='stm'", "reference.model='stranger'"],
+            "reference",
+            "tokenizer",
+            Level.FATAL,
+            "Take a reference with the student's tokenizer.",
+        ),
         (["student.model='./absent'"], "student", "checkpoint", Level.FATAL, "no such folder"),
         (["trainer.device='cuda'"], "machine", "device", Level.FATAL, "no CUDA device"),
         (["environment.tools=['doctor_toolbox:nope']"], "environment", "build", Level.FATAL, "nope"),
@@ -163,6 +170,14 @@ def test_a_sound_run_has_no_finding_worse_than_a_note_and_every_part_is_examined
             "sampling",
             Level.WARNING,
             "truncated policy",
+        ),
+        (["algorithm.name='atod'"], "settings", "annealing", Level.WARNING, "ends after 2 rounds"),
+        (
+            ["optimizer.name='adamw'", "optimizer.warmup_updates=4"],
+            "settings",
+            "warm-up",
+            Level.WARNING,
+            "the run has 4 updates",
         ),
         (
             ["trainer.max_microbatch_tokens=1000000000000"],
