@@ -14,9 +14,11 @@ from sod.chat import ChatRenderer
 from sod.chat_templates import TEMPLATES
 from sod.config import RunConfig, StudentSection
 from sod.config_teachers import (
+    AnyTeacherSection,
     SelfTeacherSection,
     TeacherSection,
     check_teacher,
+    is_offloading,
     teacher_checkpoints,
 )
 from sod.envs.base import EnvironmentFactory
@@ -95,6 +97,23 @@ def pick_device(config: RunConfig) -> torch.device:
     return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
+def check_offload(teacher: AnyTeacherSection | None, device: torch.device) -> None:
+    """Prove that a teacher that is to wait in host memory scores elsewhere.
+
+    Args:
+        teacher: Its settings.
+        device: Of the run.
+
+    Raises:
+        ConfigError: If the device is the CPU.
+    """
+    if is_offloading(teacher) and device.type == "cpu":
+        raise ConfigError(
+            "[teacher] offload = true: this run computes on the CPU, whose memory is the host's, so there is "
+            'nothing to gain; wanted a CUDA device and [trainer] device other than "cpu", or no offload'
+        )
+
+
 def assemble(config: RunConfig) -> RunParts:
     """Build every part that a TOML file describes.
 
@@ -110,7 +129,8 @@ def assemble(config: RunConfig) -> RunParts:
         SodError: Whatever does not exist or does not fit; ConfigError, DataError, ModelError,
             TemplateError or SandboxUnavailableError.
     """
-    section = require_sections(config)
+    section, device = require_sections(config), pick_device(config)
+    check_offload(config.teacher, device)
     is_sft = not config.algorithm.is_on_policy
     tokenizer = load_tokenizer(section)
     teachers = [load_tokenizer(checkpoint) for checkpoint in teacher_checkpoints(config.teacher)]
@@ -126,7 +146,7 @@ def assemble(config: RunConfig) -> RunParts:
         tasks = () if is_sft else load_task_file(config, "train")
         expert = load_expert(config, renderer) if config.algorithm.reads_expert else ()
         check_tasks(config, tasks)
-        student = load_student(section, pick_device(config))
+        student = load_student(section, device)
         parts = RunParts(
             student=student,
             tokenizer=tokenizer,
@@ -222,6 +242,7 @@ def assemble_objects(
         teacher = LocalTeacher(place(teacher, device))
     if isinstance(teacher, SelfTeacherSection):
         check_teacher(teacher, config.algorithm, config.rollout.temperature)
+        check_offload(teacher, device)
         teacher = own_teacher(teacher, student)
     check_tasks(config, tasks)
     built = _built_environment(environment, tools, reward)

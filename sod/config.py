@@ -224,7 +224,8 @@ class TrainerSection(Section):
     least 8 tokens. None measures it and judges nothing: how far an honest student moves depends on its
     learning rate."""
     teacher_cache_mib: Annotated[int, AtLeast(0)] = 1024
-    """Memory for keeping the logits of teacher and reference over the epochs of a round, in MiB."""
+    """Memory for keeping the scores of teacher and reference over the epochs of a round, in MiB; those of
+    offloaded models wait in host memory, all of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models live; "auto" takes CUDA where there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"

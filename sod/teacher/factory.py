@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from sod.config_algorithms import AlgorithmSection
@@ -17,10 +18,10 @@ from sod.config_teachers import (
     VLLMTeacherSection,
 )
 from sod.errors import ConfigError
-from sod.models import load_model
+from sod.models import load_model, place
 from sod.teacher.base import AnyTeacher, Capability
 from sod.teacher.kept import KeptTeacher
-from sod.teacher.local import LocalTeacher
+from sod.teacher.local import LocalTeacher, WeightCopy, copies_to
 from sod.teacher.own import CurrentPolicy
 from sod.teacher.routed import RoutedTeacher, task_routes
 from sod.teacher.vllm_server import VLLMTeacher
@@ -42,7 +43,8 @@ def make_teacher(
 
     Args:
         section: Its settings.
-        student: The student with the weights that the run starts from; models are put where it is.
+        student: The student with the weights that the run starts from; models are put where it is, those
+            that are offloaded into host memory.
         tasks: The training tasks, which name their routes.
         vocab_size: Ids that are tokens.
         max_tokens: Longest sequence that will be scored.
@@ -61,6 +63,8 @@ def make_teacher(
         made: LocalTeacher | VLLMTeacher
         if isinstance(named, VLLMTeacherSection):
             made = VLLMTeacher(named, vocab_size=vocab_size, max_tokens=max_tokens)
+        elif named.offload:
+            made = LocalTeacher(load_model(named), copy_weight=copies_to(student.device))
         else:
             made = LocalTeacher(load_model(named, device=student.device))
         if named.keep_scores == "round":
@@ -81,7 +85,30 @@ def make_teacher(
 
 def own_teacher(section: SelfTeacherSection, student: PreTrainedModel) -> AnyTeacher:
     """Make the student its own teacher: as it is now, or as it stands whenever it is asked."""
-    return CurrentPolicy(student) if section.weights == "current" else LocalTeacher(copy.deepcopy(student))
+    if section.weights == "current":
+        return CurrentPolicy(student)
+    return _frozen_copy(student, copies_to(student.device) if section.offload else None)
+
+
+def reference_policy(student: PreTrainedModel, teacher: AnyTeacher | None) -> LocalTeacher:
+    """Freeze a copy of the student; where a model of the teacher is offloaded, it is too.
+
+    Args:
+        student: The student with the weights that the run starts from.
+        teacher: The teacher.
+
+    Returns:
+        The reference.
+    """
+    copying = [one.copy_weight for one in local_teachers(teacher) if one.copy_weight is not None]
+    return _frozen_copy(student, copying[0] if copying else None)
+
+
+def _frozen_copy(student: PreTrainedModel, copy_weight: WeightCopy | None) -> LocalTeacher:
+    model = copy.deepcopy(student)
+    return LocalTeacher(
+        model if copy_weight is None else place(model, torch.device("cpu")), copy_weight=copy_weight
+    )
 
 
 def local_teachers(teacher: AnyTeacher | None) -> list[LocalTeacher]:
