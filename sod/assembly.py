@@ -14,11 +14,9 @@ from sod.chat import ChatRenderer
 from sod.chat_templates import TEMPLATES
 from sod.config import RunConfig, StudentSection
 from sod.config_teachers import (
-    AnyTeacherSection,
     SelfTeacherSection,
     TeacherSection,
     check_teacher,
-    is_offloading,
     teacher_checkpoints,
 )
 from sod.envs.base import EnvironmentFactory
@@ -31,7 +29,14 @@ from sod.rewards import Reward
 from sod.run_data import check_tasks, load_expert, load_task_file
 from sod.scoring import check_head
 from sod.teacher.base import AnyTeacher
-from sod.teacher.factory import check_capabilities, local_teachers, make_teacher, own_teacher
+from sod.teacher.factory import (
+    check_capabilities,
+    check_offload,
+    local_teachers,
+    make_teacher,
+    own_teacher,
+    reference_policy,
+)
 from sod.teacher.local import LocalTeacher
 from sod.tools import Tool
 from sod.translation import TokenizerPair
@@ -47,6 +52,7 @@ class RunParts:
         tokenizer: Its tokenizer, also the teacher's unless there is a pair.
         renderer: Text to ids and back.
         teacher: Scores; None for "sft".
+        reference: The policy that "stm" holds steps to; None for an algorithm without.
         environment: What the student acts in; None for "sft" without evaluation.
         tasks: Training tasks; empty for "sft".
         eval_tasks: Held-out tasks.
@@ -58,6 +64,7 @@ class RunParts:
     tokenizer: PreTrainedTokenizerBase
     renderer: ChatRenderer
     teacher: AnyTeacher | None = None
+    reference: LocalTeacher | None = None
     environment: BuiltEnvironment | None = None
     tasks: Sequence[Task] = ()
     eval_tasks: Sequence[Task] = ()
@@ -97,23 +104,6 @@ def pick_device(config: RunConfig) -> torch.device:
     return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
-def check_offload(teacher: AnyTeacherSection | None, device: torch.device) -> None:
-    """Prove that a teacher that is to wait in host memory scores elsewhere.
-
-    Args:
-        teacher: Its settings.
-        device: Of the run.
-
-    Raises:
-        ConfigError: If the device is the CPU.
-    """
-    if is_offloading(teacher) and device.type == "cpu":
-        raise ConfigError(
-            "[teacher] offload = true: this run computes on the CPU, whose memory is the host's, so there is "
-            'nothing to gain; wanted a CUDA device and [trainer] device other than "cpu", or no offload'
-        )
-
-
 def assemble(config: RunConfig) -> RunParts:
     """Build every part that a TOML file describes.
 
@@ -147,11 +137,13 @@ def assemble(config: RunConfig) -> RunParts:
         expert = load_expert(config, renderer) if config.algorithm.reads_expert else ()
         check_tasks(config, tasks)
         student = load_student(section, device)
+        teacher = _teacher(config, tokenizer, student, tasks)
         parts = RunParts(
             student=student,
             tokenizer=tokenizer,
             renderer=renderer,
-            teacher=_teacher(config, tokenizer, student, tasks),
+            teacher=teacher,
+            reference=_reference(config, tokenizer, student, teacher),
             environment=environment,
             tasks=tasks,
             eval_tasks=eval_tasks,
@@ -252,6 +244,7 @@ def assemble_objects(
         tokenizer=tokenizer,
         renderer=renderer,
         teacher=teacher,
+        reference=_reference(config, tokenizer, student, teacher),
         environment=built,
         tasks=tasks,
         eval_tasks=eval_tasks,
@@ -361,6 +354,22 @@ def _teacher(
         max_tokens=config.max_teacher_tokens,
         run_folder=config.run.output,
     )
+
+
+def _reference(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PreTrainedModel,
+    teacher: AnyTeacher | None,
+) -> LocalTeacher | None:
+    if not config.algorithm.needs_reference:
+        return None
+    if config.reference is not None:
+        check_same_tokenizer(tokenizer, load_tokenizer(config.reference), "reference")
+    reference = reference_policy(config.reference, student=student, teacher=teacher)
+    check_vocabulary(reference.model, tokenizer, "reference")
+    check_head(reference.model, "reference")
+    return reference
 
 
 def _built_environment(

@@ -31,7 +31,7 @@ SIZES_FILE = "files.json"
 POINTER = "latest"
 TEMPORARY_PREFIX = "tmp-"
 DAMAGED_PREFIX = "damaged-"
-VERSION = 1
+VERSION = 2
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -55,7 +55,7 @@ class TrainerState:
         num_skipped: Updates skipped for a gradient that was not finite.
         num_skipped_in_a_row: Those since the last update that was made.
         has_warned_anchor: Whether the warning about a collapsed anchor was given.
-        divergence_median: Running median of the step divergences, nats; None before the first update.
+        divergence_anchor: Running quantile of the step divergences, nats; None before the first update.
         file_bytes: Size of each metrics file at this point.
         round_metrics: Metrics of the updates of the unfinished round.
         round_steps: Per turn of the unfinished round: number of steps, sum of divergences, of weights.
@@ -68,7 +68,7 @@ class TrainerState:
     num_skipped: int = 0
     num_skipped_in_a_row: int = 0
     has_warned_anchor: bool = False
-    divergence_median: float | None = None
+    divergence_anchor: float | None = None
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     round_metrics: Sequence[Mapping[str, float]] = ()
     round_steps: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)

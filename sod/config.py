@@ -15,7 +15,7 @@ from sod.config_engines import EngineSection, LockstepSection, ReplaySection
 from sod.config_environments import EnvironmentSection, settle_penalty
 from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, Section
-from sod.config_teachers import AnyTeacherSection, ModelSection, check_teacher
+from sod.config_teachers import AnyTeacherSection, ModelSection, ReferenceSection, check_teacher
 from sod.errors import ConfigError
 from sod.parsing import CallFormat
 
@@ -294,6 +294,8 @@ class RunConfig:
     """The model that is trained."""
     teacher: AnyTeacherSection | None = None
     """The model that it learns from; not for "sft"."""
+    reference: ReferenceSection | None = None
+    """The policy that "stm" holds steps to; None for the one that the run starts from."""
     data: DataSection | None = None
     """The task files."""
     environment: EnvironmentSection | None = None
@@ -310,6 +312,11 @@ class RunConfig:
             readers = " and ".join(f'"{each}"' for each, kind in ALGORITHMS.items() if kind.needs_teacher)
             raise ConfigError(
                 f'[teacher] belongs to algorithms {readers}, but [algorithm] name = "{name}"; remove it'
+            )
+        if self.reference is not None and not self.algorithm.needs_reference:
+            readers = " and ".join(f'"{each}"' for each, kind in ALGORITHMS.items() if kind.needs_reference)
+            raise ConfigError(
+                f'[reference] belongs to algorithm {readers}, but [algorithm] name = "{name}"; remove it'
             )
         rollout, trainer = self.rollout, self.trainer
         if self.teacher is not None:

@@ -176,7 +176,8 @@ class ATODSection(DistillationSection):
     reward_end: Annotated[float, AtLeast(0)] = 2.0
     """Coefficient of the reward term once it is annealed."""
     anneal_rounds: Annotated[int, AtLeast(0)] = 80
-    """Rounds over which both coefficients change linearly; 0 keeps those of the start."""
+    """Rounds over which both coefficients change linearly; 0 keeps those of the start, and a run of fewer
+    rounds stops on the way."""
     min_turns: Annotated[int, Above(0)] = 3
     """Trajectories of fewer turns keep weight 1."""
     min_divergence: Annotated[float, AtLeast(0)] = 0.01
@@ -208,6 +209,9 @@ class ATODSection(DistillationSection):
             )
 
 
+_ANCHORS_THAT_READ = {"quantile": ("running_quantile", "batch_quantile"), "constant": ("constant",)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class STMSection(RewardedSection):
     """Step-wise target mixing: far steps are held to the policy that the run started from (ours)."""
@@ -217,32 +221,38 @@ class STMSection(RewardedSection):
     """Name of the algorithm."""
     form: Literal["vocab"] = "vocab"
     """The second target is a divergence over the vocabulary, so there is no other form."""
-    anchor: Literal["running_median", "batch_quantile", "constant", "first_step"] = "running_median"
-    """What a step's divergence is compared with: the median so far, a quantile of now, a number, or that of
-    the first step of its trajectory, as in SOD."""
+    anchor: Literal["constant", "running_quantile", "batch_quantile", "first_step"] = "constant"
+    """What a step's divergence is compared with: a number, a quantile of the updates so far or of the
+    microbatch, or the divergence of the first step of its trajectory, as in SOD."""
     quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
-    """Quantile of the step divergences of a microbatch, for anchor = "batch_quantile"."""
+    """Quantile of the step divergences, for anchor = "running_quantile" and "batch_quantile"."""
     constant: Annotated[float, Above(0)] = 0.1
-    """Divergence in nats that counts as usual, for anchor = "constant"."""
+    """Divergence in nats up to which the teacher is followed, for anchor = "constant"."""
     delta: Annotated[float, AtLeast(0)] = 0.2
     """A step weight is at most 1 + delta."""
     epsilon: Annotated[float, Above(0)] = 0.1
     """Added to both divergences of the weight's ratio, in nats."""
-    sharpness: Annotated[float, Above(0)] = 1.0
+    sharpness: Annotated[float, Above(0)] = 2.0
     """Power of the weight's ratio; 1 is SOD's form, more leaves far steps to the reference."""
     min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     """A step weight is at least this."""
     step_divergence: Literal["abs_log_ratio", "kl"] = "kl"
     """What a step's divergence averages: |log-ratio| of sampled tokens, or the divergence."""
 
+    @property
+    def anchor_quantile(self) -> float:
+        """The quantile that is followed over the updates."""
+        return self.quantile
+
     def __post_init__(self) -> None:
         """Check types, ranges and that the anchor's numbers are read at all."""
         super().__post_init__()
         for item in fields(STMSection):
-            owner = {"quantile": "batch_quantile", "constant": "constant"}.get(item.name, self.anchor)
-            if owner != self.anchor and getattr(self, item.name) != item.default:
+            owners = _ANCHORS_THAT_READ.get(item.name, (self.anchor,))
+            if self.anchor not in owners and getattr(self, item.name) != item.default:
+                wanted = " or ".join(f'"{owner}"' for owner in owners)
                 raise ConfigError(
-                    f'[algorithm] {item.name} = {getattr(self, item.name)!r}: belongs to anchor = "{owner}", '
+                    f"[algorithm] {item.name} = {getattr(self, item.name)!r}: belongs to anchor = {wanted}, "
                     f'but anchor = "{self.anchor}"; remove one of the two'
                 )
 

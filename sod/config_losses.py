@@ -31,6 +31,11 @@ class BaseAlgorithmSection(Section):
         return False
 
     @property
+    def anchor_quantile(self) -> float:
+        """Which quantile of the step divergences is followed over the updates, for step weights to read."""
+        return 0.5
+
+    @property
     def has_ratio(self) -> bool:
         """Whether there is a policy-gradient term, which compares probabilities at sampling time and now."""
         return False

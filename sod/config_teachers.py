@@ -35,6 +35,13 @@ class ModelSection(TokenizerSource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceSection(ModelSection):
+    """The policy that "stm" holds steps to, where it is not the one that the run starts from."""
+
+    section: ClassVar[str] = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeptScores(TokenizerSource):
     """How long what a teacher said is kept."""
 

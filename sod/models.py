@@ -108,30 +108,34 @@ def load_tokenizer(section: TokenizerSource) -> PreTrainedTokenizerBase:
     return result
 
 
-def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Prove that every token id means the same text to student and teacher.
+def check_same_tokenizer(
+    student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, role: str = "teacher"
+) -> None:
+    """Prove that every token id means the same text to the student and to another model.
 
     Args:
         student: The student's tokenizer.
-        teacher: The teacher's.
+        other: That of the other.
+        role: Who the other is: "teacher" or "reference".
 
     Raises:
         ModelError: With the number of ids that differ and the first of them.
     """
     student_tokens = {index: token for token, index in student.get_vocab().items()}
-    teacher_tokens = {index: token for token, index in teacher.get_vocab().items()}
+    other_tokens = {index: token for token, index in other.get_vocab().items()}
     differing = sorted(
         index
-        for index in student_tokens.keys() | teacher_tokens.keys()
-        if student_tokens.get(index) != teacher_tokens.get(index)
+        for index in student_tokens.keys() | other_tokens.keys()
+        if student_tokens.get(index) != other_tokens.get(index)
     )
     if differing:
         first = differing[0]
+        remedy = ', or [algorithm] name = "simct"' if role == "teacher" else ""
         raise ModelError(
-            f"check_same_tokenizer: student ({len(student_tokens)} tokens) and teacher "
-            f"({len(teacher_tokens)} tokens) differ at {len(differing)} ids; the first is id {first}: "
-            f"student {student_tokens.get(first)!r}, teacher {teacher_tokens.get(first)!r}. "
-            'Take a teacher with the student\'s tokenizer, or [algorithm] name = "simct".'
+            f"check_same_tokenizer: student ({len(student_tokens)} tokens) and {role} "
+            f"({len(other_tokens)} tokens) differ at {len(differing)} ids; the first is id {first}: "
+            f"student {student_tokens.get(first)!r}, {role} {other_tokens.get(first)!r}. "
+            f"Take a {role} with the student's tokenizer{remedy}."
         )
 
 

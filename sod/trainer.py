@@ -34,7 +34,7 @@ from sod.loop.records import (
     add_steps,
     anchor_warning,
     mean_metrics,
-    running_median,
+    running_quantile,
     step_rows,
     step_table,
 )
@@ -51,7 +51,6 @@ from sod.rollout.store import read_trajectories, write_trajectories
 from sod.run_folder import RunFolder
 from sod.seeding import seed_generators, take_from
 from sod.teacher.base import AnyTeacher, ListingTeacher
-from sod.teacher.factory import reference_policy
 from sod.translation import TranslatedRound
 from sod.types import Task, Trajectory
 
@@ -139,9 +138,7 @@ class SODTrainer:
             sampling_temperature=config.rollout.temperature,
         )
         self._optimizer = OptimizerSet(self.model, config.optimizer)
-        # Before any checkpoint is loaded: the weights that the run starts from.
-        needs_reference = config.algorithm.needs_reference
-        self._reference = reference_policy(self.model, parts.teacher) if needs_reference else None
+        self._reference = parts.reference
         self._autocast = torch.bfloat16 if config.trainer.precision == "bfloat16" else None
         self._canary = Canary.of(config, vocab_size=parts.vocab_size, dtype=self.model.dtype)
 
@@ -288,7 +285,7 @@ class SODTrainer:
             context=LossContext(
                 denominator=minibatch.num_tokens,
                 round_number=self.state.round + 1,
-                anchor=self.state.divergence_median,
+                anchor=self.state.divergence_anchor,
             ),
             learning_rate=scale * optimizer.learning_rate,
             learning_rate_scale=scale,
@@ -310,7 +307,9 @@ class SODTrainer:
                 updates_in_round=state.updates_in_round + 1,
                 num_skipped=state.num_skipped + result.is_skipped,
                 num_skipped_in_a_row=in_a_row,
-                divergence_median=running_median(state.divergence_median, result.steps),
+                divergence_anchor=running_quantile(
+                    state.divergence_anchor, result.steps, self.config.algorithm.anchor_quantile
+                ),
                 round_metrics=(*state.round_metrics, result.metrics),
                 round_steps=add_steps(state.round_steps, result.steps),
             )

@@ -42,7 +42,7 @@ class LossContext:
     Attributes:
         denominator: Trained tokens over the whole minibatch.
         round_number: Number of the round, 1 for the first.
-        anchor: Running median of the step divergences so far, nats; None before the first update.
+        anchor: Running quantile of the step divergences so far, nats; None before the first update.
         reference: N rows of the policy that the run started from, for an algorithm that needs it.
     """
 

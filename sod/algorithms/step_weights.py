@@ -22,7 +22,8 @@ class StepContext:
         turn: Turn of each step within its trajectory, from 0.
         errors_before: Error observations of the trajectory before the step.
         round_number: Number of the round, 1 for the first.
-        anchor: Running median of the step divergences of earlier updates, nats; None before the first.
+        anchor: Running quantile of the step divergences of earlier updates (the median unless the algorithm
+            says another), nats; None before the first.
         advantages: Advantage of the step; None where the algorithm reads no rewards.
     """
 
@@ -43,13 +44,13 @@ def is_causal(weight: StepWeight, anchor: float | None) -> bool:
 
     Args:
         weight: Any; of another package's it is known only if it has an attribute `is_causal`.
-        anchor: Running median of the step divergences of earlier updates, None before the first.
+        anchor: Running quantile of the step divergences of earlier updates, None before the first.
 
     Returns:
         False where it is not known.
     """
     if isinstance(weight, FromAnchor):
-        if weight.anchor == "running_median":
+        if weight.anchor == "running_quantile":
             return anchor is not None
         return weight.anchor != "batch_quantile"
     return getattr(weight, "is_causal", False) is True
@@ -106,9 +107,9 @@ class FromAnchor:
     let an easy first step starve the others, and judges a step by what the student can do now.
 
     Attributes:
-        anchor: "running_median" of the step divergences of earlier updates (of this microbatch before the
-            first), "batch_quantile" of this microbatch, "constant", or "first_step" as in SOD.
-        quantile: For "batch_quantile".
+        anchor: "constant", "running_quantile" of the step divergences of earlier updates (of this microbatch
+            before the first), "batch_quantile" of this microbatch, or "first_step" as in SOD.
+        quantile: For the two quantiles; the running one is followed by the trainer.
         constant: For "constant", nats.
         delta: A weight is at most 1 + delta.
         epsilon: Added to both sides of the ratio, nats: divergences well below it count as equal.
@@ -118,12 +119,12 @@ class FromAnchor:
     Source: ours; docs/math.md, "Two targets".
     """
 
-    anchor: Literal["running_median", "batch_quantile", "constant", "first_step"] = "running_median"
+    anchor: Literal["constant", "running_quantile", "batch_quantile", "first_step"] = "constant"
     quantile: float = 0.5
     constant: float = 0.1
     delta: float = 0.2
     epsilon: float = 0.1
-    sharpness: float = 1.0
+    sharpness: float = 2.0
     min_weight: float = 0.0
 
     def __call__(self, context: StepContext) -> Tensor:
@@ -140,11 +141,10 @@ class FromAnchor:
         divergence = context.statistics.divergence
         if self.anchor == "constant":
             return divergence.new_tensor(self.constant)
-        if self.anchor == "running_median" and context.anchor is not None:
+        if self.anchor == "running_quantile" and context.anchor is not None:
             return divergence.new_tensor(context.anchor)
-        quantile = self.quantile if self.anchor == "batch_quantile" else 0.5
         present = divergence[context.statistics.tokens > 0]
-        return present.quantile(quantile) if present.numel() else divergence.new_zeros(())
+        return present.quantile(self.quantile) if present.numel() else divergence.new_zeros(())
 
 
 @dataclass(frozen=True, kw_only=True)

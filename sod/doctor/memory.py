@@ -112,16 +112,20 @@ class FrozenShapes:
         resident: On the device for the whole run.
         offloaded: In host memory, but for the phase in which they score; their heads stay on the device
             during the updates too.
+        reference: The policy that steps are held to, which goes where the teacher goes; None for a copy of
+            the student. Counted where the algorithm has one.
     """
 
     resident: Sequence[ModelShape] = ()
     offloaded: Sequence[ModelShape] = ()
+    reference: ModelShape | None = None
 
     def with_reference(self, student: ModelShape) -> FrozenShapes:
-        """Add the reference policy, which goes where the teacher goes."""
+        """Put the reference policy where it goes."""
+        added = self.reference or student
         if self.offloaded:
-            return replace(self, offloaded=(*self.offloaded, student))
-        return replace(self, resident=(*self.resident, student))
+            return replace(self, offloaded=(*self.offloaded, added))
+        return replace(self, resident=(*self.resident, added))
 
     @property
     def resident_bytes(self) -> int:
@@ -154,10 +158,11 @@ def estimate_host(config: RunConfig, student: ModelShape, teachers: FrozenShapes
     if not teachers.offloaded:
         return 0
     tokens = config.trajectories_per_round * config.rollout.max_trajectory_tokens
-    per_token = max(each.row_bytes for each in teachers.offloaded)
+    per_token = max(each.row_bytes for each in (*teachers.resident, *teachers.offloaded))
     weights = sum(each.weight_bytes for each in teachers.offloaded)
     if config.algorithm.needs_reference:
-        per_token, weights = per_token + student.row_bytes, weights + student.weight_bytes
+        reference = teachers.reference or student
+        per_token, weights = per_token + reference.row_bytes, weights + reference.weight_bytes
     return weights + tokens * per_token
 
 
@@ -179,12 +184,13 @@ def estimate_phases(config: RunConfig, student: ModelShape, teachers: FrozenShap
     compute_bytes = torch.bfloat16.itemsize if trainer.precision == "bfloat16" else student.bytes_per_weight
     tokens = trainer.max_microbatch_tokens
     frozen = teachers.with_reference(student) if config.algorithm.needs_reference else teachers
-    models = (*teachers.resident, *teachers.offloaded)
+    models = (*frozen.resident, *frozen.offloaded)
     base = student.weight_bytes + frozen.resident_bytes + _optimizer_bytes(config, student)
     # What offloaded models said waits in host memory, but for the microbatch at hand.
     kept = trainer.teacher_cache_mib << 20 if config.algorithm.needs_teacher else 0
     if frozen.offloaded:
-        kept = tokens * max(each.row_bytes for each in models) * (1 + config.algorithm.needs_reference)
+        kept = tokens * max(each.row_bytes for each in models)
+        kept *= 1 + config.algorithm.needs_reference
     phases = {}
     if config.algorithm.is_on_policy:
         phases["rollout"] = base + _rollout_bytes(config, student, compute_bytes)

@@ -13,13 +13,13 @@ import torch
 
 from sod.algorithms import make_algorithm
 from sod.assembly import (
-    check_offload,
     make_renderer,
     pick_device,
     require_sections,
 )
 from sod.chat import ChatRenderer
 from sod.config import RunConfig
+from sod.config_algorithms import ATODSection
 from sod.config_engines import VLLMServerSection
 from sod.config_teachers import SelfTeacherSection, TeacherSection, is_offloading, teacher_checkpoints
 from sod.doctor.findings import Findings, Level
@@ -33,6 +33,7 @@ from sod.models import check_same_tokenizer, is_on_hub, load_tokenizer
 from sod.rollout.privilege import privilege_of
 from sod.run_data import check_tasks, expert_file, load_expert, load_task_file
 from sod.run_folder import check_folder
+from sod.teacher.factory import check_offload
 from sod.types import Task
 
 _NUM_PROMPTS = 64
@@ -84,6 +85,7 @@ def examine_run(config: RunConfig, *, is_offline: bool = False) -> Findings:
         require_sections(config)
         make_algorithm(config.algorithm)
         findings.add("settings", "algorithm", f"{config.algorithm.name}, {config.num_updates} updates")
+    _examine_schedules(findings, config)
     _examine_sampling(findings, config)
     tasks = _examine_tasks(findings, config)
     is_own = isinstance(config.teacher, SelfTeacherSection)
@@ -94,11 +96,12 @@ def examine_run(config: RunConfig, *, is_offline: bool = False) -> Findings:
     if isinstance(config.engine, VLLMServerSection):
         examine_server(findings, config.engine, config.rollout.max_trajectory_tokens)
     teachers = _examine_teachers(findings, config, student, is_offline=is_offline)
+    reference = _examine_reference(findings, config, student, is_offline=is_offline)
     _examine_environment(findings, config, student, teachers, tasks)
     if student:
         shape = ModelShape.of(student.model)
         with findings.examining("memory", "limit"):
-            _examine_memory(findings, config, shape, _frozen_shapes(config, shape, teachers))
+            _examine_memory(findings, config, shape, _frozen_shapes(config, shape, teachers, reference))
         _examine_disk(findings, config, shape)
     return findings
 
@@ -145,6 +148,41 @@ def _examine_teachers(
         which = "where the run starts" if config.teacher.weights == "start" else "as it stands"
         findings.add("teacher", "checkpoint", f"the student itself, {which}")
     return [each for each in teachers if each is not None]
+
+
+def _examine_reference(
+    findings: Findings, config: RunConfig, student: Checkpoint | None, *, is_offline: bool
+) -> Checkpoint | None:
+    if config.reference is None:
+        return None
+    longest = config.rollout.max_trajectory_tokens
+    reference = examine_checkpoint(findings, config.reference, longest, is_offline=is_offline)
+    if student is not None and reference is not None:
+        with findings.examining("reference", "tokenizer"):
+            check_same_tokenizer(student.tokenizer, reference.tokenizer, "reference")
+            findings.add("reference", "tokenizer", "every id means the same text to student and reference")
+    return reference
+
+
+def _examine_schedules(findings: Findings, config: RunConfig) -> None:
+    """Warn of a schedule that the run is too short for."""
+    rounds, warmup = config.trainer.rounds, config.optimizer.warmup_updates
+    if isinstance(config.algorithm, ATODSection) and config.algorithm.anneal_rounds > rounds:
+        findings.add(
+            "settings",
+            "annealing",
+            f"[algorithm] anneal_rounds = {config.algorithm.anneal_rounds}, but the run ends after {rounds} "
+            "rounds, on the way; lower it, or raise [trainer] rounds",
+            Level.WARNING,
+        )
+    if warmup >= config.num_updates:
+        findings.add(
+            "settings",
+            "warm-up",
+            f"[optimizer] warmup_updates = {warmup}, but the run has {config.num_updates} updates, so the "
+            "learning rate only rises; lower it",
+            Level.WARNING,
+        )
 
 
 def _examine_sampling(findings: Findings, config: RunConfig) -> None:
@@ -279,7 +317,9 @@ def _examine_prompts(
         findings.add("data", "prompts", text)
 
 
-def _frozen_shapes(config: RunConfig, student: ModelShape, checkpoints: Sequence[Checkpoint]) -> FrozenShapes:
+def _frozen_shapes(
+    config: RunConfig, student: ModelShape, checkpoints: Sequence[Checkpoint], reference: Checkpoint | None
+) -> FrozenShapes:
     resident: list[ModelShape] = []
     offloaded: list[ModelShape] = []
     for each in checkpoints:
@@ -287,7 +327,8 @@ def _frozen_shapes(config: RunConfig, student: ModelShape, checkpoints: Sequence
         (offloaded if is_offloaded else resident).append(ModelShape.of(each.model))
     if isinstance(config.teacher, SelfTeacherSection) and config.teacher.weights == "start":
         (offloaded if config.teacher.offload else resident).append(student)
-    return FrozenShapes(resident=resident, offloaded=offloaded)
+    held_to = None if reference is None else ModelShape.of(reference.model)
+    return FrozenShapes(resident=resident, offloaded=offloaded, reference=held_to)
 
 
 def _examine_memory(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
+
+import torch
 
 from sod.loop.update import StepStats
 from sod.types import Trajectory
@@ -13,8 +14,8 @@ from sod.types import Trajectory
 ANCHOR_RATIO = 0.25
 """The first step's mean divergence below this share of the later steps' counts as a collapsed anchor."""
 
-MEDIAN_RATE = 0.1
-"""Share of a new update in the running median of step divergences."""
+QUANTILE_RATE = 0.1
+"""Share of a new update in the running quantile of step divergences."""
 
 StepSums = Mapping[str, tuple[float, float, float]]
 
@@ -66,12 +67,13 @@ def add_steps(sums: StepSums, steps: Sequence[StepStats]) -> dict[str, tuple[flo
     return result
 
 
-def running_median(before: float | None, steps: Sequence[StepStats]) -> float | None:
-    """Follow the median step divergence over the updates, a tenth of the way at each.
+def running_quantile(before: float | None, steps: Sequence[StepStats], quantile: float = 0.5) -> float | None:
+    """Follow a quantile of the step divergences over the updates, a tenth of the way at each.
 
     Args:
         before: Its value so far, nats; None before the first update.
         steps: Steps of an update; a divergence that is not finite is left out.
+        quantile: Which, from 0 to 1; between two steps on the line through them.
 
     Returns:
         The new value; `before` where no step has a finite divergence.
@@ -79,8 +81,8 @@ def running_median(before: float | None, steps: Sequence[StepStats]) -> float | 
     finite = [step.divergence for step in steps if math.isfinite(step.divergence)]
     if not finite:
         return before
-    now = median(finite)
-    return now if before is None else before + MEDIAN_RATE * (now - before)
+    now = float(torch.tensor(finite, dtype=torch.float64).quantile(quantile))
+    return now if before is None else before + QUANTILE_RATE * (now - before)
 
 
 def step_table(sums: StepSums) -> dict[str, list[float]]:

@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 from sod.config_algorithms import AlgorithmSection
 from sod.config_teachers import (
     AnyTeacherSection,
+    ReferenceSection,
     RoutedTeacherSection,
     SelfTeacherSection,
     TeacherSection,
     VLLMTeacherSection,
+    is_offloading,
 )
 from sod.errors import ConfigError
 from sod.models import load_model, place
@@ -90,25 +92,48 @@ def own_teacher(section: SelfTeacherSection, student: PreTrainedModel) -> AnyTea
     return _frozen_copy(student, copies_to(student.device) if section.offload else None)
 
 
-def reference_policy(student: PreTrainedModel, teacher: AnyTeacher | None) -> LocalTeacher:
-    """Freeze a copy of the student; where a model of the teacher is offloaded, it is too.
+def reference_policy(
+    section: ReferenceSection | None, *, student: PreTrainedModel, teacher: AnyTeacher | None
+) -> LocalTeacher:
+    """Make the frozen policy that steps are held to; it goes where the teacher goes.
 
     Args:
+        section: Its settings; None for a copy of the student.
         student: The student with the weights that the run starts from.
-        teacher: The teacher.
+        teacher: The teacher; where a model of it is offloaded, the reference is too.
 
     Returns:
         The reference.
     """
     copying = [one.copy_weight for one in local_teachers(teacher) if one.copy_weight is not None]
-    return _frozen_copy(student, copying[0] if copying else None)
+    if section is None:
+        return _frozen_copy(student, copying[0] if copying else None)
+    if copying:
+        return LocalTeacher(load_model(section), copy_weight=copying[0])
+    return LocalTeacher(load_model(section, device=student.device))
 
 
 def _frozen_copy(student: PreTrainedModel, copy_weight: WeightCopy | None) -> LocalTeacher:
-    model = copy.deepcopy(student)
-    return LocalTeacher(
-        model if copy_weight is None else place(model, torch.device("cpu")), copy_weight=copy_weight
-    )
+    """Freeze a copy of the student, in host memory where its weights are to be copied from there."""
+    home = student.device if copy_weight is None else torch.device("cpu")
+    return LocalTeacher(place(copy.deepcopy(student), home), copy_weight=copy_weight)
+
+
+def check_offload(teacher: AnyTeacherSection | None, device: torch.device) -> None:
+    """Prove that a teacher that is to wait in host memory scores elsewhere.
+
+    Args:
+        teacher: Its settings.
+        device: Of the run.
+
+    Raises:
+        ConfigError: If the device is the CPU.
+    """
+    if is_offloading(teacher) and device.type == "cpu":
+        raise ConfigError(
+            "[teacher] offload = true: this run computes on the CPU, whose memory is the host's, so there is "
+            'nothing to gain; wanted a CUDA device and [trainer] device other than "cpu", or no offload'
+        )
 
 
 def local_teachers(teacher: AnyTeacher | None) -> list[LocalTeacher]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence.__main__ import main
+from benchmarks.evidence.command_line import main
 from benchmarks.evidence.jobs import RESULT
 from benchmarks.evidence.pausing import PausingDisplay
 from benchmarks.evidence.textworld import TextPlan, sizes

@@ -73,12 +73,14 @@ def test_a_run_that_was_stopped_scores_what_is_left_of_its_round(arithmetic, unb
     assert [each[1:3] for each in display.seen if each[0] == "scoring"] == [(1, 1), (1, 2), (2, 2)]
 
 
-def test_a_reference_waits_where_its_teacher_does(arithmetic, metric_rows, copies):
+@pytest.mark.parametrize("start", ["own", "given"])
+def test_a_reference_waits_where_its_teacher_does(arithmetic, metric_rows, copies, start):
     sets = ("trainer.rounds=1", "evaluation.every=0")
+    sets += (f"reference.model='{arithmetic.teacher}'",) if start == "given" else ()
     algorithm = 'name = "stm"'
-    wanted = trainer_of(arithmetic.toml("stm_resident", algorithm=algorithm), *sets).train()
+    wanted = trainer_of(arithmetic.toml(f"stm_resident_{start}", algorithm=algorithm), *sets).train()
     display = Watching(copies)
-    toml = arithmetic.toml("stm_offloaded", algorithm=algorithm)
+    toml = arithmetic.toml(f"stm_offloaded_{start}", algorithm=algorithm)
     result = trainer_of(toml, *sets, "teacher.offload=true", display=display).train()
     assert_same_run(result, wanted, metric_rows)
     (heads,) = held(display, "updates")

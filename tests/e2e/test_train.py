@@ -98,6 +98,15 @@ def test_the_reference_is_where_the_run_started_also_after_a_resume(arithmetic, 
     assert numbers(whole)[-1]["kl_reference/token_mean"] > 1e-4
 
 
+def test_the_reference_may_be_a_checkpoint(arithmetic, metric_rows):
+    toml = arithmetic.toml("stm_held", algorithm='name = "stm"')
+    sets = (f"reference.model='{arithmetic.teacher}'", "trainer.rounds=1", "evaluation.every=0")
+    result = trainer_of(toml, *sets).train()
+    first = next(row for row in metric_rows(result.folder / "metrics.jsonl") if row["kind"] == "update")
+    # The teacher itself as the reference: both targets are one.
+    assert first["kl_reference/token_mean"] == pytest.approx(first["kl/token_mean"], rel=1e-5)
+
+
 def test_steps_match_the_trajectories_that_were_stored(arithmetic, metric_rows):
     result = trainer_of(arithmetic.toml("stored"), "trainer.rounds=1", "trainer.epochs=1").train()
     stored = read_trajectories(result.folder / "trajectories" / "round_0000.jsonl.gz")

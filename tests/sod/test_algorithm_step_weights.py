@@ -75,13 +75,14 @@ def test_without_a_bound_a_step_may_count_more_than_once():
     [
         ({"anchor": "constant", "constant": 0.3}, None, 0.3),
         ({"anchor": "batch_quantile", "quantile": 1.0}, 9.0, 0.8),
-        ({"anchor": "running_median"}, 0.25, 0.25),
-        ({"anchor": "running_median"}, None, 0.2),
+        ({"anchor": "running_quantile"}, 0.25, 0.25),
+        ({"anchor": "running_quantile"}, None, 0.2),
+        ({"anchor": "running_quantile", "quantile": 0.0}, None, 0.1),
     ],
 )
 def test_an_anchor_of_the_whole_batch(options, anchor, wanted):
     given = context([0, 0, 1, 1], [0, 1, 0, 1], [0] * 4, divergence=[0.1, 0.8, 0.2, 5.0], tokens=[1, 2, 3, 0])
-    weights = FromAnchor(**options)(replace(given, anchor=anchor)).tolist()
+    weights = FromAnchor(sharpness=1.0, **options)(replace(given, anchor=anchor)).tolist()
     assert weights[3] == 0.0
     assert weights[:3] == pytest.approx([min((wanted + 0.1) / (d + 0.1), 1.2) for d in (0.1, 0.8, 0.2)])
 
@@ -94,7 +95,7 @@ def test_a_sharp_weight_falls_faster_beyond_the_anchor():
 
 def test_an_anchor_of_the_trajectory_is_sods():
     given = context([0, 0, 1, 1, 1], [0, 1, 0, 1, 2], [0] * 5, divergence=[0.1, 0.8, 0.2, 0.05, 9.0])
-    weights = FromAnchor(anchor="first_step", epsilon=0.02, delta=0.5, min_weight=0.1)(given)
+    weights = FromAnchor(anchor="first_step", sharpness=1.0, epsilon=0.02, delta=0.5, min_weight=0.1)(given)
     wanted = SodWeighting(epsilon=0.02, delta=0.5)(given.statistics).clamp(min=0.1)
     assert weights.tolist() == wanted.tolist() == pytest.approx([1.0, 0.12 / 0.82, 1.0, 1.5, 0.1])
 

@@ -1,7 +1,7 @@
 """Every algorithm trains the tiny agent, and each check here fails where the algorithm's own term is dropped.
 
-Attempts are fixed, so that what moves is moved by the loss. Self-distillation ("opsd_*"), rounds of an expert
-("gkd") and a teacher with another tokenizer ("simct") have their whole runs in tests/e2e.
+Attempts are fixed, so that what moves is moved by the loss. Whole runs, with rounds of an expert ("gkd") and
+a teacher with another tokenizer ("simct"), are in tests/e2e.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sod.config_algorithms import (
     GRPOSection,
     IWOPDSection,
     OPDSection,
+    OPSDAnswerSection,
     SFTSection,
     SODSection,
     STMSection,
@@ -35,7 +36,7 @@ from sod.schedules import constant
 from sod.scoring import row_logits
 from sod.teacher import LocalTeacher
 from sod.teacher.cache import Targets
-from sod.tokenization import tokenize_trajectory
+from sod.tokenization import tokenize_for_teacher, tokenize_trajectory
 from sod_kernels import sod_weights
 from tests.sod.tiny import make_model, sampled_trajectories, sharpened
 
@@ -85,7 +86,8 @@ class Trained:
 
 def readings(student, teacher, start, batch):
     with torch.no_grad():
-        log_p, log_q, log_r = (row_logits(each, batch).log_softmax(-1) for each in (student, teacher, start))
+        reads = ((student, batch), (teacher, batch.of_teacher), (start, batch))
+        log_p, log_q, log_r = (row_logits(*each).log_softmax(-1) for each in reads)
     labels = batch.labels[:, None]
     return {
         "kl": (log_p.exp() * (log_p - log_q)).sum(-1),
@@ -95,16 +97,34 @@ def readings(student, teacher, start, batch):
     }
 
 
-def train(section, round_number=1, algorithm=None, scale=1.0):
-    start, teacher = sharpened(make_model(0)), sharpened(make_model(1, hidden_size=32))
+def opened_with(told, attempt):
+    """An attempt of whose first turn the teacher reads more ids than the student."""
+    if not told:
+        return attempt
+    first, *others = attempt.turns
+    return replace(attempt, turns=(replace(first, teacher_context_ids=(*told, *first.context_ids)), *others))
+
+
+def train(section, round_number=1, algorithm=None, scale=1.0, told=()):
+    """Update a student; with ids that the teacher is told, the teacher is the student as it started."""
+    start = sharpened(make_model(0))
+    teacher = copy.deepcopy(start) if told else sharpened(make_model(1, hidden_size=32))
     student = copy.deepcopy(start)
-    sequences = [tokenize_trajectory(one) for one in sampled_trajectories(start, temperature=1.0, turns=3)]
+    attempts = [opened_with(told, one) for one in sampled_trajectories(start, temperature=1.0, turns=3)]
+    sequences = [tokenize_trajectory(one) for one in attempts]
     advantages = [scale * one for one in ADVANTAGES]
-    (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0, advantages=advantages)
+    (batch,) = pack(
+        sequences,
+        range(5),
+        max_tokens=10_000,
+        pad_id=0,
+        advantages=advantages,
+        told=tokenize_for_teacher(attempts),
+    )
     algorithm = algorithm or make_algorithm(section)
     optimizer = OptimizerSet(student, AdamWSection(learning_rate=3e-3))
     scores = Targets(
-        LocalTeacher(teacher).hidden(batch) if algorithm.needs_teacher else None,
+        LocalTeacher(teacher).hidden(batch.of_teacher) if algorithm.needs_teacher else None,
         LocalTeacher(start).hidden(batch) if algorithm.needs_reference else None,
     )
     settings = UpdateSettings(
@@ -205,6 +225,15 @@ def test_gkd():
     assert losses[0] < 0.5 * float(made.before["kl"].mean())
 
 
+def test_opsd():
+    # What it is told is all that parts the teacher from the student, and the student takes it over.
+    made = train(OPSDAnswerSection(), told=(3, 1, 2, 5))
+    losses = [one.metrics["loss/total"] for one in made.results]
+    assert losses[0] > 1e-3
+    assert losses[-1] < 0.8 * losses[0]
+    assert made.change("kl") < 0.8
+
+
 def test_stm():
     section = STMSection(anchor="constant", constant=0.05)
     made = train(section)
@@ -219,4 +248,4 @@ def test_stm():
 
 def test_no_algorithm_is_left_out():
     here = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert set(ALGORITHMS) - here == {"opsd_gt", "opsd_hint", "simct"}
+    assert {name.removesuffix("_gt").removesuffix("_hint") for name in ALGORITHMS} - here == {"simct"}

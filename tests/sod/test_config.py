@@ -188,7 +188,14 @@ def test_overrides_win_over_the_file(tmp_path):
         ),
         (
             MINIMAL + '[algorithm]\nname = "stm"\nquantile = 0.9\n',
-            ['[algorithm] quantile = 0.9: belongs to anchor = "batch_quantile"', '"running_median"'],
+            [
+                '[algorithm] quantile = 0.9: belongs to anchor = "running_quantile" or "batch_quantile"',
+                '"constant"',
+            ],
+        ),
+        (
+            MINIMAL + '[reference]\nmodel = "start"\n',
+            ['[reference] belongs to algorithm "stm", but [algorithm] name = "sod"; remove it'],
         ),
         (
             MINIMAL + '[algorithm]\nname = "gated_opd"\nlow = 0.5\n',

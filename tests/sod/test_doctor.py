@@ -140,6 +140,13 @@ def test_a_sound_run_has_no_finding_worse_than_a_note_and_every_part_is_examined
         (["data.eval='absent.jsonl'"], "data", "held-out tasks", Level.FATAL, "absent.jsonl"),
         (["trainer.tasks_per_round=7"], "data", "training tasks", Level.WARNING, "more than once"),
         (["teacher.model='stranger'"], "teacher", "tokenizer", Level.FATAL, "differ at"),
+        (
+            ["algorithm.name='stm'", "reference.model='stranger'"],
+            "reference",
+            "tokenizer",
+            Level.FATAL,
+            "Take a reference with the student's tokenizer.",
+        ),
         (["student.model='./absent'"], "student", "checkpoint", Level.FATAL, "no such folder"),
         (["trainer.device='cuda'"], "machine", "device", Level.FATAL, "no CUDA device"),
         (["environment.tools=['doctor_toolbox:nope']"], "environment", "build", Level.FATAL, "nope"),
@@ -164,6 +171,14 @@ def test_a_sound_run_has_no_finding_worse_than_a_note_and_every_part_is_examined
             "sampling",
             Level.WARNING,
             "truncated policy",
+        ),
+        (["algorithm.name='atod'"], "settings", "annealing", Level.WARNING, "ends after 2 rounds"),
+        (
+            ["optimizer.name='adamw'", "optimizer.warmup_updates=4"],
+            "settings",
+            "warm-up",
+            Level.WARNING,
+            "the run has 4 updates",
         ),
         (
             ["trainer.max_microbatch_tokens=1000000000000"],
@@ -367,7 +382,7 @@ def test_memory_of_a_teacher_that_is_offloaded(folder):
     assert resident["score"] - offloaded["score"] == cache
     # The head stays, and the rows of one microbatch come back instead of being kept there.
     assert resident["update"] - offloaded["update"] == weights - head + cache - rows
-    # Of two, the larger small is there with the head of the large; afterwards both heads are.
+    # Of two, the larger one is there with the head of the other; afterwards both heads are.
     both = estimate_phases(config, shape, FrozenShapes(offloaded=[small, large]))
     assert both["rollout"] == offloaded["rollout"]
     assert both["score"] - offloaded["score"] == weights + head + rows
@@ -377,6 +392,8 @@ def test_memory_of_a_teacher_that_is_offloaded(folder):
     with_reference = estimate_phases(stm, shape, FrozenShapes(offloaded=[small]))
     assert with_reference["rollout"] == offloaded["rollout"]
     assert with_reference["score"] - offloaded["score"] == shape.head_bytes
+    of_its_own = estimate_phases(stm, shape, FrozenShapes(offloaded=[small], reference=large))
+    assert of_its_own["score"] - offloaded["score"] == weights + head + rows
     # What waits on the host instead: the weights, and rows of every token of a round.
     tokens = config.trajectories_per_round * config.rollout.max_trajectory_tokens
     assert estimate_host(config, shape, FrozenShapes(resident=[small])) == 0

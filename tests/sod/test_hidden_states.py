@@ -36,7 +36,7 @@ SINGLE = (
     SODSection(form="vocab", step_divergence="kl", reward_coefficient=0.0),
     SODSection(form="vocab", reward_coefficient=1.0),
     SODSection(form="vocab", weight="decay_after_error", reward_coefficient=1.0),
-    STMSection(),
+    STMSection(anchor="running_quantile"),
     STMSection(reward_coefficient=0.5, anchor="constant", constant=0.2),
     TCODSection(rounds_per_turn=2),
     GatedOPDSection(form="vocab"),
@@ -191,7 +191,7 @@ def test_a_weight_is_causal_only_where_it_says_so():
     assert is_causal(AdvantageGate(low=0.0, high=1.0, steepness=1.0), None)
     assert is_causal(FromAnchor(anchor="constant"), None)
     assert is_causal(FromAnchor(anchor="first_step"), None)
-    assert is_causal(FromAnchor(), 0.3)
-    assert not is_causal(FromAnchor(), None)
+    assert is_causal(FromAnchor(anchor="running_quantile"), 0.3)
+    assert not is_causal(FromAnchor(anchor="running_quantile"), None)
     assert not is_causal(FromAnchor(anchor="batch_quantile"), 0.3)
     assert not is_causal(lambda context: context.statistics.divergence, 0.3)

@@ -11,7 +11,7 @@ from sod.loop.records import (
     add_steps,
     anchor_warning,
     mean_metrics,
-    running_median,
+    running_quantile,
     step_rows,
     step_table,
 )
@@ -131,15 +131,16 @@ def test_evaluation_has_its_error_over_tasks_and_not_attempts():
     assert math.isnan(summarise(attempts[:1]).success_stderr)
 
 
-def test_the_median_follows_the_updates_a_tenth_of_the_way():
+def test_a_quantile_follows_the_updates_a_tenth_of_the_way():
     def steps(*divergences):
         return [
             StepStats(trajectory=0, turn=k, tokens=1, divergence=value, weight=1.0)
             for k, value in enumerate(divergences)
         ]
 
-    first = running_median(None, steps(0.1, 9.0, 0.4))
+    first = running_quantile(None, steps(0.1, 9.0, 0.4))
     assert first == 0.4
-    assert running_median(first, steps(1.4, 1.4)) == pytest.approx(0.5)
-    assert running_median(0.5, steps(math.nan, math.inf)) == 0.5
-    assert running_median(None, []) is None
+    assert running_quantile(first, steps(1.4, 1.4)) == pytest.approx(0.5)
+    assert running_quantile(0.5, steps(math.nan, math.inf)) == 0.5
+    assert running_quantile(None, []) is None
+    assert running_quantile(1.0, steps(0.0, 2.0, 4.0), 0.75) == pytest.approx(1.2)

@@ -243,16 +243,20 @@ def test_tip_keeps_the_share_that_it_was_told(parts):
     assert kept == pytest.approx(0.4 * int(batch.row_loss_mask.sum()), abs=1)
 
 
-def test_stm_holds_far_steps_to_the_reference(parts):
+@pytest.mark.parametrize(
+    ("section", "anchor", "sharpness"),
+    [(STMSection(), 0.1, 2.0), (STMSection(anchor="running_quantile", sharpness=1.0), 0.4, 1.0)],
+)
+def test_stm_holds_far_steps_to_the_reference(parts, section, anchor, sharpness):
     batch, student, teacher = parts
     reference = logits(2)(batch)
     context = replace(at(batch), anchor=0.4, reference=reference)
-    output = make_algorithm(STMSection()).loss(batch, student, teacher, context)
+    output = make_algorithm(section).loss(batch, student, teacher, context)
     exact, _, kl, _, _ = pieces(batch, student, teacher)
     log_p, log_r = exact.log_softmax(-1), reference.double().log_softmax(-1)
     held = (log_p.exp() * (log_p - log_r)).sum(-1)
     d = torch.stack([kl.detach()[batch.row_steps == s].mean() for s in range(batch.num_steps)])
-    w = ((0.4 + 0.1) / (d + 0.1)).clamp(max=1.2)
+    w = ((anchor + 0.1) / (d + 0.1)).pow(sharpness).clamp(max=1.2)
     by_row = w[batch.row_steps]
     check(output, mean(by_row * kl + (1 - by_row).clamp(min=0) * held, batch), student, exact)
     torch.testing.assert_close(output.step_weights.double(), w, rtol=1e-5, atol=1e-6)

@@ -57,7 +57,8 @@ def test_scores_are_those_of_a_resident_teacher_and_only_the_heads_stay(batches,
     resident = RoundTargets(LocalTeacher(teacher), LocalTeacher(student), max_bytes=0)
     wanted = {key: resident.source(key)(0, batch) for key, batch in batches.items()}
     offloaded = LocalTeacher(teacher, copy_weight=copies)
-    targets = RoundTargets(offloaded, reference_policy(student, offloaded), max_bytes=0)
+    reference = reference_policy(None, student=student, teacher=offloaded)
+    targets = RoundTargets(offloaded, reference, max_bytes=0)
     seen = []
     targets.score_ahead(batches, lambda done, total: seen.append((done, total, len(copies.alive))))
     # Once each: every weight and buffer of both models.
