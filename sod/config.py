@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from sod.chat_templates import TemplateName
 from sod.config_algorithms import ALGORITHMS, AlgorithmSection, PrivilegedSection, SODSection
-from sod.config_engines import EngineSection, LockstepSection, ReplaySection
+from sod.config_engines import EngineSection, LockstepSection, ReplaySection, check_precision
 from sod.config_environments import EnvironmentSection, settle_penalty
 from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, Section
@@ -319,6 +319,7 @@ class RunConfig:
                 f'[reference] belongs to algorithm {readers}, but [algorithm] name = "{name}"; remove it'
             )
         rollout, trainer = self.rollout, self.trainer
+        check_precision(self.engine, trainer.precision)
         if self.teacher is not None:
             check_teacher(self.teacher, self.algorithm, rollout.temperature)
         if self.algorithm.has_reward_term and rollout.num_samples < 2:
