@@ -233,15 +233,15 @@ def load_state(folder: Path) -> tuple[TrainerState, list[dict[str, Any]]]:
     """
     try:
         raw = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        tensors = torch.load(folder / TENSOR_FILE, weights_only=True, map_location="cpu")
         version = raw.pop("version")
+        if version != VERSION:
+            raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")
+        tensors = torch.load(folder / TENSOR_FILE, weights_only=True, map_location="cpu")
         raw["round_steps"] = {turn: tuple(sums) for turn, sums in raw["round_steps"].items()}
         raw["round_metrics"] = tuple(raw["round_metrics"])
         state = TrainerState(**raw)
     except _UNREADABLE as error:
         raise CheckpointError(f"load_state: {folder} cannot be read: {error}") from error
-    if version != VERSION:
-        raise CheckpointError(f"load_state: {folder} has version {version!r}, wanted {VERSION}")
     return state, tensors["optimizer"]
 
 

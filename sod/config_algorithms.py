@@ -209,7 +209,11 @@ class ATODSection(DistillationSection):
             )
 
 
-_ANCHORS_THAT_READ = {"quantile": ("running_quantile", "batch_quantile"), "constant": ("constant",)}
+_ANCHORS_THAT_READ = {
+    "quantile": ("running_quantile", "batch_quantile"),
+    "constant": ("constant",),
+    "entropy_factor": ("entropy",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,13 +225,16 @@ class STMSection(RewardedSection):
     """Name of the algorithm."""
     form: Literal["vocab"] = "vocab"
     """The second target is a divergence over the vocabulary, so there is no other form."""
-    anchor: Literal["constant", "running_quantile", "batch_quantile", "first_step"] = "constant"
+    anchor: Literal["constant", "entropy", "running_quantile", "batch_quantile", "first_step"] = "constant"
     """What a step's divergence is compared with: a number, a quantile of the updates so far or of the
     microbatch, or the divergence of the first step of its trajectory, as in SOD."""
     quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
     """Quantile of the step divergences, for anchor = "running_quantile" and "batch_quantile"."""
     constant: Annotated[float, Above(0)] = 0.1
     """Divergence in nats up to which the teacher is followed, for anchor = "constant"."""
+    entropy_factor: Annotated[float, Above(0)] = 2.0
+    """Multiple of the student's entropy in a step up to which the teacher is followed, for
+    anchor = "entropy"."""
     delta: Annotated[float, AtLeast(0)] = 0.2
     """A step weight is at most 1 + delta."""
     epsilon: Annotated[float, Above(0)] = 0.1

@@ -220,12 +220,14 @@ class StepStatistics:
         divergence: Mean over the step's tokens of the chosen step divergence.
         uncertainty: Mean sampled negative log-likelihood of the student where sampled ids were given,
             otherwise mean entropy of the student.
+        entropy: Mean entropy of the student, sampled ids or not.
         tokens: Number of tokens, integer.
         trajectory: Trajectory of each step, integer.
     """
 
     divergence: Tensor
     uncertainty: Tensor
+    entropy: Tensor
     tokens: Tensor
     trajectory: Tensor
 

@@ -313,6 +313,7 @@ def _at_sampling_time(batch: Batch, output: StepKLOutput) -> StepStatistics:
     return StepStatistics(
         divergence=mean((old - teacher).abs()),
         uncertainty=mean(-old),
+        entropy=mean(output.student_entropy.detach()),
         tokens=output.step_tokens,
         trajectory=batch.step_trajectory,
     )

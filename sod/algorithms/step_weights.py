@@ -107,10 +107,12 @@ class FromAnchor:
     let an easy first step starve the others, and judges a step by what the student can do now.
 
     Attributes:
-        anchor: "constant", "running_quantile" of the step divergences of earlier updates (of this microbatch
-            before the first), "batch_quantile" of this microbatch, or "first_step" as in SOD.
+        anchor: "constant"; "entropy", a multiple of the student's own in the step; "running_quantile" of the
+            step divergences of earlier updates (of this microbatch before the first); "batch_quantile" of
+            this microbatch; or "first_step" as in SOD.
         quantile: For the two quantiles; the running one is followed by the trainer.
         constant: For "constant", nats.
+        entropy_factor: For "entropy".
         delta: A weight is at most 1 + delta.
         epsilon: Added to both sides of the ratio, nats: divergences well below it count as equal.
         sharpness: Power of the ratio: how fast a weight falls once a step is farther than the anchor.
@@ -119,9 +121,10 @@ class FromAnchor:
     Source: ours; docs/math.md, "Two targets".
     """
 
-    anchor: Literal["constant", "running_quantile", "batch_quantile", "first_step"] = "constant"
+    anchor: Literal["constant", "entropy", "running_quantile", "batch_quantile", "first_step"] = "constant"
     quantile: float = 0.5
     constant: float = 0.1
+    entropy_factor: float = 2.0
     delta: float = 0.2
     epsilon: float = 0.1
     sharpness: float = 2.0
@@ -139,6 +142,8 @@ class FromAnchor:
 
     def _anchor(self, context: StepContext) -> Tensor:
         divergence = context.statistics.divergence
+        if self.anchor == "entropy":
+            return self.entropy_factor * context.statistics.entropy
         if self.anchor == "constant":
             return divergence.new_tensor(self.constant)
         if self.anchor == "running_quantile" and context.anchor is not None:

@@ -31,6 +31,7 @@ def stm(section: STMSection) -> StepObjective:
             anchor=section.anchor,
             quantile=section.quantile,
             constant=section.constant,
+            entropy_factor=section.entropy_factor,
             delta=section.delta,
             epsilon=section.epsilon,
             sharpness=section.sharpness,

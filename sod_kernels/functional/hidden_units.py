@@ -260,7 +260,11 @@ def _run_single(
         weightings.check_step_weights(_NAME, weights, nothing)
     sod = weighting if isinstance(weighting, SodWeighting) else None
     counted = StepStatistics(
-        divergence=nothing, uncertainty=nothing, tokens=count_tokens(layout), trajectory=layout.trajectory
+        divergence=nothing,
+        uncertainty=nothing,
+        entropy=nothing,
+        tokens=count_tokens(layout),
+        trajectory=layout.trajectory,
     )
     inner, outer = _reduction.divisors(options.reduction, counted, options.denominator)
     per_unit = unit_weights(options.token_weights, batch.student)

@@ -70,6 +70,7 @@ def step_statistics(
     return StepStatistics(
         divergence=((kl if step_divergence == "kl" else gap) / per_step).to(dtype),
         uncertainty=((nll if has_sampled else entropy) / per_step).to(dtype),
+        entropy=(entropy / per_step).to(dtype),
         tokens=count.long(),
         trajectory=trajectory,
     )

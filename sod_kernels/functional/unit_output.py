@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -85,12 +86,7 @@ def finish_units(options: Options, values: UnitValues, batch: UnitBatch, backend
     """
     statistics, num_units = _statistics(values, batch.layout)
     # A step without a unit to compare says nothing, so it is no anchor and no end of a range.
-    compared = StepStatistics(
-        divergence=statistics.divergence,
-        uncertainty=statistics.uncertainty,
-        tokens=torch.where(num_units > 0, statistics.tokens, 0),
-        trajectory=statistics.trajectory,
-    )
+    compared = replace(statistics, tokens=torch.where(num_units > 0, statistics.tokens, 0))
     weights = _reduction.step_weights(options.function, options.weighting, compared)
     loss = _reduction.reduce_loss(
         [(values.unit_kl, weights)],
@@ -158,9 +154,11 @@ def _statistics(values: UnitValues, layout: StepLayout) -> tuple[StepStatistics,
         per_unit = torch.where(num_units > 0, sums / num_units.clamp(min=1.0), 0.0)
         return per_unit.to(values.unit_kl.dtype)
 
+    entropy = mean(values.entropy)
     statistics = StepStatistics(
         divergence=mean(values.distance),
-        uncertainty=mean(values.entropy),
+        uncertainty=entropy,
+        entropy=entropy,
         tokens=count_tokens(layout),
         trajectory=layout.trajectory,
     )

@@ -89,7 +89,11 @@ class RunningWeights:
         self._trajectory = to_device(objective.step_trajectory, rows.ranks.device)
         nothing = rows.tokens.new_zeros(rows.tokens.shape, dtype=sweep.dtype)
         counted = StepStatistics(
-            divergence=nothing, uncertainty=nothing, tokens=rows.tokens, trajectory=self._trajectory
+            divergence=nothing,
+            uncertainty=nothing,
+            entropy=nothing,
+            tokens=rows.tokens,
+            trajectory=self._trajectory,
         )
         inner, outer = divisors(objective.reduction, counted, objective.denominator)
         self.shares = (1.0 / (inner * outer))[rows.steps]

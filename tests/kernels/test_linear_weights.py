@@ -32,7 +32,11 @@ def test_sod_weights_keep_that_promise(steps, data):
     def weigh(divergence, tokens):
         return SodWeighting()(
             StepStatistics(
-                divergence=divergence, uncertainty=divergence, tokens=tokens, trajectory=trajectory
+                divergence=divergence,
+                uncertainty=divergence,
+                entropy=divergence,
+                tokens=tokens,
+                trajectory=trajectory,
             )
         )
 

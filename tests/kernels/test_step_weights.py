@@ -195,6 +195,7 @@ class TestWeightingObjects:
     STATISTICS = StepStatistics(
         divergence=_double([0.2, 0.4, 0.0, 0.3, 0.9]),
         uncertainty=_double([0.5, 0.4, 0.0, 0.1, 0.3]),
+        entropy=_double([0.4, 0.5, 0.0, 0.2, 0.2]),
         tokens=torch.tensor([3, 4, 0, 5, 6]),
         trajectory=torch.tensor([0, 0, 0, 0, 0]),
     )

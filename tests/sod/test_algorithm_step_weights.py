@@ -29,6 +29,7 @@ def context(trajectory, turn, errors, divergence=None, tokens=None):
     statistics = StepStatistics(
         divergence=torch.tensor(divergence or [0.5] * size, dtype=torch.float64),
         uncertainty=torch.full((size,), 0.1, dtype=torch.float64),
+        entropy=torch.full((size,), 0.2, dtype=torch.float64),
         tokens=torch.tensor(tokens or [3] * size),
         trajectory=torch.tensor(trajectory),
     )
@@ -75,6 +76,7 @@ def test_without_a_bound_a_step_may_count_more_than_once():
     [
         ({"anchor": "constant", "constant": 0.3}, None, 0.3),
         ({"anchor": "batch_quantile", "quantile": 1.0}, 9.0, 0.8),
+        ({"anchor": "entropy", "entropy_factor": 1.5}, 9.0, 0.3),
         ({"anchor": "running_quantile"}, 0.25, 0.25),
         ({"anchor": "running_quantile"}, None, 0.2),
         ({"anchor": "running_quantile", "quantile": 0.0}, None, 0.1),
@@ -151,6 +153,7 @@ def test_weights_are_those_of_the_released_rule_on_ten_thousand_masks():
     statistics = StepStatistics(
         divergence=means,
         uncertainty=means,
+        entropy=means,
         tokens=torch.bincount(ids[mask], minlength=count),
         trajectory=trajectory,
     )

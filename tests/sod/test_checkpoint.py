@@ -148,7 +148,7 @@ def test_an_empty_pointer_takes_the_newest_and_no_pointer_none(tmp_path, parts):
 def test_damage_and_other_versions_are_refused(tmp_path, parts):
     folder = save_checkpoint(tmp_path, state(), keep_last=2, **parts)
     text = (folder / "trainer_state.json").read_text()
-    (folder / "trainer_state.json").write_text(text.replace('"version": 2', '"version": 9'))
+    (folder / "trainer_state.json").write_text(text.replace('"version": 2', '"of_another": 1, "version": 9'))
     with pytest.raises(CheckpointError, match="has version 9, wanted 2"):
         load_state(folder)
     (folder / "trainer_state.json").write_text("{")
