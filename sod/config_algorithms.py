@@ -225,21 +225,20 @@ class STMSection(RewardedSection):
     """Name of the algorithm."""
     form: Literal["vocab"] = "vocab"
     """The second target is a divergence over the vocabulary, so there is no other form."""
-    anchor: Literal["constant", "entropy", "running_quantile", "batch_quantile", "first_step"] = "constant"
-    """What a step's divergence is compared with: a number, a quantile of the updates so far or of the
-    microbatch, or the divergence of the first step of its trajectory, as in SOD."""
-    quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
-    """Quantile of the step divergences, for anchor = "running_quantile" and "batch_quantile"."""
+    anchor: Literal["entropy", "constant", "running_quantile", "batch_quantile", "first_step"] = "entropy"
+    """What a step's divergence is compared with: the student's own entropy in the step, a number, a quantile
+    of the updates so far or of the microbatch, or as in SOD the first step of the trajectory."""
+    entropy_factor: Annotated[float, Above(0)] = 1.5
+    """Multiple of the student's entropy up to which the teacher is followed, for anchor = "entropy"."""
     constant: Annotated[float, Above(0)] = 0.1
     """Divergence in nats up to which the teacher is followed, for anchor = "constant"."""
-    entropy_factor: Annotated[float, Above(0)] = 2.0
-    """Multiple of the student's entropy in a step up to which the teacher is followed, for
-    anchor = "entropy"."""
+    quantile: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
+    """Quantile of the step divergences, for anchor = "running_quantile" and "batch_quantile"."""
     delta: Annotated[float, AtLeast(0)] = 0.2
     """A step weight is at most 1 + delta."""
-    epsilon: Annotated[float, Above(0)] = 0.1
+    epsilon: Annotated[float, Above(0)] = 0.02
     """Added to both divergences of the weight's ratio, in nats."""
-    sharpness: Annotated[float, Above(0)] = 2.0
+    sharpness: Annotated[float, Above(0)] = 3.0
     """Power of the weight's ratio; 1 is SOD's form, more leaves far steps to the reference."""
     min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     """A step weight is at least this."""

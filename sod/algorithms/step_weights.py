@@ -107,12 +107,12 @@ class FromAnchor:
     let an easy first step starve the others, and judges a step by what the student can do now.
 
     Attributes:
-        anchor: "constant"; "entropy", a multiple of the student's own in the step; "running_quantile" of the
+        anchor: "entropy", a multiple of the student's own in the step; "constant"; "running_quantile" of the
             step divergences of earlier updates (of this microbatch before the first); "batch_quantile" of
             this microbatch; or "first_step" as in SOD.
+        entropy_factor: For "entropy".
         quantile: For the two quantiles; the running one is followed by the trainer.
         constant: For "constant", nats.
-        entropy_factor: For "entropy".
         delta: A weight is at most 1 + delta.
         epsilon: Added to both sides of the ratio, nats: divergences well below it count as equal.
         sharpness: Power of the ratio: how fast a weight falls once a step is farther than the anchor.
@@ -121,13 +121,13 @@ class FromAnchor:
     Source: ours; docs/math.md, "Two targets".
     """
 
-    anchor: Literal["constant", "entropy", "running_quantile", "batch_quantile", "first_step"] = "constant"
+    anchor: Literal["entropy", "constant", "running_quantile", "batch_quantile", "first_step"] = "entropy"
+    entropy_factor: float = 1.5
     quantile: float = 0.5
     constant: float = 0.1
-    entropy_factor: float = 2.0
     delta: float = 0.2
-    epsilon: float = 0.1
-    sharpness: float = 2.0
+    epsilon: float = 0.02
+    sharpness: float = 3.0
     min_weight: float = 0.0
 
     def __call__(self, context: StepContext) -> Tensor:

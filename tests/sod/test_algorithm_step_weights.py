@@ -84,14 +84,14 @@ def test_without_a_bound_a_step_may_count_more_than_once():
 )
 def test_an_anchor_of_the_whole_batch(options, anchor, wanted):
     given = context([0, 0, 1, 1], [0, 1, 0, 1], [0] * 4, divergence=[0.1, 0.8, 0.2, 5.0], tokens=[1, 2, 3, 0])
-    weights = FromAnchor(sharpness=1.0, **options)(replace(given, anchor=anchor)).tolist()
+    weights = FromAnchor(sharpness=1.0, epsilon=0.1, **options)(replace(given, anchor=anchor)).tolist()
     assert weights[3] == 0.0
     assert weights[:3] == pytest.approx([min((wanted + 0.1) / (d + 0.1), 1.2) for d in (0.1, 0.8, 0.2)])
 
 
 def test_a_sharp_weight_falls_faster_beyond_the_anchor():
     given = context([0, 0, 0], [0, 1, 2], [0, 0, 0], divergence=[0.1, 0.5, 1.1])
-    made = FromAnchor(anchor="constant", constant=0.5, sharpness=3.0)(given).tolist()
+    made = FromAnchor(anchor="constant", constant=0.5, epsilon=0.1)(given).tolist()
     assert made == pytest.approx([1.2, 1.0, 0.125])
 
 

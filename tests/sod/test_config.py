@@ -190,7 +190,7 @@ def test_overrides_win_over_the_file(tmp_path):
             MINIMAL + '[algorithm]\nname = "stm"\nquantile = 0.9\n',
             [
                 '[algorithm] quantile = 0.9: belongs to anchor = "running_quantile" or "batch_quantile"',
-                '"constant"',
+                '"entropy"',
             ],
         ),
         (

@@ -244,10 +244,14 @@ def test_tip_keeps_the_share_that_it_was_told(parts):
 
 
 @pytest.mark.parametrize(
-    ("section", "anchor", "sharpness"),
-    [(STMSection(), 0.1, 2.0), (STMSection(anchor="running_quantile", sharpness=1.0), 0.4, 1.0)],
+    ("section", "follows", "sharpness"),
+    [
+        (STMSection(), lambda entropy: 1.5 * entropy, 3.0),
+        (STMSection(anchor="constant", sharpness=2.0), lambda _: 0.1, 2.0),
+        (STMSection(anchor="running_quantile", sharpness=1.0), lambda _: 0.4, 1.0),
+    ],
 )
-def test_stm_holds_far_steps_to_the_reference(parts, section, anchor, sharpness):
+def test_stm_holds_far_steps_to_the_reference(parts, section, follows, sharpness):
     batch, student, teacher = parts
     reference = logits(2)(batch)
     context = replace(at(batch), anchor=0.4, reference=reference)
@@ -255,8 +259,11 @@ def test_stm_holds_far_steps_to_the_reference(parts, section, anchor, sharpness)
     exact, _, kl, _, _ = pieces(batch, student, teacher)
     log_p, log_r = exact.log_softmax(-1), reference.double().log_softmax(-1)
     held = (log_p.exp() * (log_p - log_r)).sum(-1)
-    d = torch.stack([kl.detach()[batch.row_steps == s].mean() for s in range(batch.num_steps)])
-    w = ((anchor + 0.1) / (d + 0.1)).pow(sharpness).clamp(max=1.2)
+    rows = [batch.row_steps == s for s in range(batch.num_steps)]
+    d = torch.stack([kl.detach()[own].mean() for own in rows])
+    entropy = -(log_p.exp() * log_p).sum(-1).detach()
+    anchor = follows(torch.stack([entropy[own].mean() for own in rows]))
+    w = ((anchor + 0.02) / (d + 0.02)).pow(sharpness).clamp(max=1.2)
     by_row = w[batch.row_steps]
     check(output, mean(by_row * kl + (1 - by_row).clamp(min=0) * held, batch), student, exact)
     torch.testing.assert_close(output.step_weights.double(), w, rtol=1e-5, atol=1e-6)
