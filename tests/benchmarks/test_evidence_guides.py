@@ -9,16 +9,16 @@ from benchmarks.evidence.guides import FAR, far_steps
 from sod.packing import pack
 from sod.scoring import row_logits
 from sod.tokenization import tokenize_trajectory
-from tests.sod.tiny import make_model, sampled_trajectories, sharpened
+from tests.sod.tiny import V, make_model, sampled_trajectories, sharpened
 
 
 def test_a_far_step_tells_how_sure_the_student_is_and_how_teacherlike_it_was():
     student, teacher = sharpened(make_model(0)), sharpened(make_model(1, hidden_size=32))
     sequences = [tokenize_trajectory(one) for one in sampled_trajectories(student, temperature=1.0, turns=3)]
     (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
-    found = far_steps(student, teacher, batch, 20)
+    found = far_steps(student, teacher, batch, V)
     with torch.no_grad():
-        log_p, log_q = (row_logits(one, batch)[:, :20].double().log_softmax(-1) for one in (student, teacher))
+        log_p, log_q = (row_logits(one, batch)[:, :V].double().log_softmax(-1) for one in (student, teacher))
     num_near = 0
     for step, (place, turn) in enumerate(
         zip(batch.step_trajectory.tolist(), batch.step_turn.tolist(), strict=True)
