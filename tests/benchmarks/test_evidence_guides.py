@@ -13,7 +13,7 @@ from tests.sod.tiny import V, make_model, sampled_trajectories, sharpened
 
 
 def test_a_far_step_tells_how_sure_the_student_is_and_how_teacherlike_it_was():
-    student, teacher = sharpened(make_model(0)), sharpened(make_model(1, hidden_size=32))
+    student, teacher = sharpened(make_model(0)), sharpened(sharpened(make_model(1, hidden_size=32)))
     sequences = [tokenize_trajectory(one) for one in sampled_trajectories(student, temperature=1.0, turns=3)]
     (batch,) = pack(sequences, range(5), max_tokens=10_000, pad_id=0)
     found = far_steps(student, teacher, batch, V)
