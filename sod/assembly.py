@@ -29,7 +29,14 @@ from sod.rewards import Reward
 from sod.run_data import check_tasks, load_expert, load_task_file
 from sod.scoring import check_head
 from sod.teacher.base import AnyTeacher
-from sod.teacher.factory import check_capabilities, local_teachers, make_teacher, own_teacher
+from sod.teacher.factory import (
+    check_capabilities,
+    check_offload,
+    local_teachers,
+    make_teacher,
+    own_teacher,
+    reference_policy,
+)
 from sod.teacher.local import LocalTeacher
 from sod.tools import Tool
 from sod.translation import TokenizerPair
@@ -45,7 +52,7 @@ class RunParts:
         tokenizer: Its tokenizer, also the teacher's unless there is a pair.
         renderer: Text to ids and back.
         teacher: Scores; None for "sft".
-        reference: The policy that "stm" holds steps to; None for the one that the run starts from.
+        reference: The policy that "stm" holds steps to; None for an algorithm without.
         environment: What the student acts in; None for "sft" without evaluation.
         tasks: Training tasks; empty for "sft".
         eval_tasks: Held-out tasks.
@@ -112,7 +119,8 @@ def assemble(config: RunConfig) -> RunParts:
         SodError: Whatever does not exist or does not fit; ConfigError, DataError, ModelError,
             TemplateError or SandboxUnavailableError.
     """
-    section = require_sections(config)
+    section, device = require_sections(config), pick_device(config)
+    check_offload(config.teacher, device)
     is_sft = not config.algorithm.is_on_policy
     tokenizer = load_tokenizer(section)
     teachers = [load_tokenizer(checkpoint) for checkpoint in teacher_checkpoints(config.teacher)]
@@ -128,13 +136,14 @@ def assemble(config: RunConfig) -> RunParts:
         tasks = () if is_sft else load_task_file(config, "train")
         expert = load_expert(config, renderer) if config.algorithm.reads_expert else ()
         check_tasks(config, tasks)
-        student = load_student(section, pick_device(config))
+        student = load_student(section, device)
+        teacher = _teacher(config, tokenizer, student, tasks)
         parts = RunParts(
             student=student,
             tokenizer=tokenizer,
             renderer=renderer,
-            teacher=_teacher(config, tokenizer, student, tasks),
-            reference=_reference(config, tokenizer),
+            teacher=teacher,
+            reference=_reference(config, tokenizer, student, teacher),
             environment=environment,
             tasks=tasks,
             eval_tasks=eval_tasks,
@@ -225,6 +234,7 @@ def assemble_objects(
         teacher = LocalTeacher(place(teacher, device))
     if isinstance(teacher, SelfTeacherSection):
         check_teacher(teacher, config.algorithm, config.rollout.temperature)
+        check_offload(teacher, device)
         teacher = own_teacher(teacher, student)
     check_tasks(config, tasks)
     built = _built_environment(environment, tools, reward)
@@ -234,7 +244,7 @@ def assemble_objects(
         tokenizer=tokenizer,
         renderer=renderer,
         teacher=teacher,
-        reference=_reference(config, tokenizer),
+        reference=_reference(config, tokenizer, student, teacher),
         environment=built,
         tasks=tasks,
         eval_tasks=eval_tasks,
@@ -346,14 +356,20 @@ def _teacher(
     )
 
 
-def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> LocalTeacher | None:
-    if config.reference is None:
+def _reference(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PreTrainedModel,
+    teacher: AnyTeacher | None,
+) -> LocalTeacher | None:
+    if not config.algorithm.needs_reference:
         return None
-    check_same_tokenizer(tokenizer, load_tokenizer(config.reference), "reference")
-    model = load_model(config.reference, device=pick_device(config))
-    check_vocabulary(model, tokenizer, "reference")
-    check_head(model, "reference")
-    return LocalTeacher(model)
+    if config.reference is not None:
+        check_same_tokenizer(tokenizer, load_tokenizer(config.reference), "reference")
+    reference = reference_policy(config.reference, student=student, teacher=teacher)
+    check_vocabulary(reference.model, tokenizer, "reference")
+    check_head(reference.model, "reference")
+    return reference
 
 
 def _built_environment(

@@ -11,11 +11,11 @@ from typing import Annotated, ClassVar, Literal
 
 from sod.chat_templates import TemplateName
 from sod.config_algorithms import ALGORITHMS, AlgorithmSection, PrivilegedSection, SODSection
-from sod.config_engines import EngineSection, LockstepSection, ReplaySection
+from sod.config_engines import EngineSection, LockstepSection, ReplaySection, check_precision
 from sod.config_environments import EnvironmentSection, settle_penalty
 from sod.config_rewards import RewardSection
 from sod.config_schema import Above, AtLeast, AtMost, Section
-from sod.config_teachers import AnyTeacherSection, ModelSection, check_teacher
+from sod.config_teachers import AnyTeacherSection, ModelSection, ReferenceSection, check_teacher
 from sod.errors import ConfigError
 from sod.parsing import CallFormat
 
@@ -46,13 +46,6 @@ class StudentSection(ModelSection):
     """How the student writes calls; "auto": as the environment asks, else as the template writes them."""
     history_rewrites: Literal["refuse", "fork"] = "refuse"
     """Where the template rewrites earlier turns: "refuse" stops, "fork" begins a new token sequence there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceSection(ModelSection):
-    """The policy that "stm" holds steps to, where it is not the one that the run starts from."""
-
-    section: ClassVar[str] = "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +224,8 @@ class TrainerSection(Section):
     least 8 tokens. None measures it and judges nothing: how far an honest student moves depends on its
     learning rate."""
     teacher_cache_mib: Annotated[int, AtLeast(0)] = 1024
-    """Memory for keeping the logits of teacher and reference over the epochs of a round, in MiB."""
+    """Memory for keeping the scores of teacher and reference over the epochs of a round, in MiB; those of
+    offloaded models wait in host memory, all of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models live; "auto" takes CUDA where there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -325,6 +319,7 @@ class RunConfig:
                 f'[reference] belongs to algorithm {readers}, but [algorithm] name = "{name}"; remove it'
             )
         rollout, trainer = self.rollout, self.trainer
+        check_precision(self.engine, trainer.precision)
         if self.teacher is not None:
             check_teacher(self.teacher, self.algorithm, rollout.temperature)
         if self.algorithm.has_reward_term and rollout.num_samples < 2:

@@ -131,6 +131,24 @@ ENGINES: dict[str, type[Section]] = {
 }
 
 
+def check_precision(engine: EngineSection, precision: str) -> None:
+    """Prove that an engine samples in the type that the trainer computes in.
+
+    Args:
+        engine: Its settings.
+        precision: `[trainer] precision`.
+
+    Raises:
+        ConfigError: For "bfloat16" where autocast does not reach the engine.
+    """
+    if isinstance(engine, ContinuousSection) and precision == "bfloat16":
+        raise ConfigError(
+            '[trainer] precision = "bfloat16": engine "continuous" samples in the type of the weights, in a '
+            'thread that autocast does not reach; wanted "float32" (with [student] dtype = "bfloat16" all is '
+            'bfloat16), or engine "lockstep"'
+        )
+
+
 def check_url(name: str, url: str) -> None:
     """Prove that a setting is the address of a server.
 

@@ -21,7 +21,6 @@ from sod.config import (
     CheckpointSection,
     DataSection,
     EvaluationSection,
-    ReferenceSection,
     RolloutSection,
     RunConfig,
     RunSection,
@@ -32,7 +31,7 @@ from sod.config_algorithms import ALGORITHMS
 from sod.config_engines import ENGINES
 from sod.config_rewards import RewardSection
 from sod.config_schema import PathOrName, Section, field_types, key_name, strip_limits
-from sod.config_teachers import ROUTES, TEACHERS
+from sod.config_teachers import ROUTES, TEACHERS, ReferenceSection
 from sod.envs.registry import environment_entry, environment_names, environment_options
 from sod.errors import ConfigError
 

@@ -35,6 +35,13 @@ class ModelSection(TokenizerSource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceSection(ModelSection):
+    """The policy that "stm" holds steps to, where it is not the one that the run starts from."""
+
+    section: ClassVar[str] = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeptScores(TokenizerSource):
     """How long what a teacher said is kept."""
 
@@ -72,6 +79,9 @@ class TeacherSection(ModelSection, KeptScores):
     """For "simct": template in which the teacher reads; "own" is the checkpoint's, see docs/tokens.md."""
     enable_thinking: bool | None = None
     """For "simct": passed to the teacher's template; None leaves the template's own default."""
+    offload: bool = False
+    """Keep its weights in host memory, but for a phase of each round in which it scores all of it; see
+    docs/engines.md. A reference policy goes with it."""
     num_top: Annotated[int, AtLeast(1)] = 32
     """Most likely ids that are kept per token beside the sampled one, where scores are kept on disk."""
 
@@ -125,6 +135,17 @@ class SelfTeacherSection(Section):
     """Name of the kind of teacher."""
     weights: Literal["start", "current"] = "start"
     """"start" is the policy that the run started from, frozen; "current" the student as it stands."""
+    offload: bool = False
+    """As for a local teacher; for weights = "start"."""
+
+    def __post_init__(self) -> None:
+        """Check types and that there are weights to offload."""
+        super().__post_init__()
+        if self.offload and self.weights == "current":
+            raise ConfigError(
+                '[teacher] offload = true: belongs to weights = "start", but weights = "current" scores with '
+                "the student itself, which has to be on the device; remove one of the two"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +172,12 @@ def teacher_checkpoints(teacher: AnyTeacherSection | None) -> tuple[TeacherSecti
     if isinstance(teacher, RoutedTeacherSection):
         return tuple(teacher.routes.values())
     return () if teacher is None or isinstance(teacher, SelfTeacherSection) else (teacher,)
+
+
+def is_offloading(teacher: AnyTeacherSection | None) -> bool:
+    """Say whether a model of the teacher is to wait in host memory."""
+    parts = teacher.routes.values() if isinstance(teacher, RoutedTeacherSection) else (teacher,)
+    return any(isinstance(one, TeacherSection | SelfTeacherSection) and one.offload for one in parts)
 
 
 def check_teacher(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sod.estimators import bootstrap_error, majority_at_k, pass_at_k
-from sod.types import Drift, Trajectory
+from sod.types import Drift, Trajectory, Turn
 
 _PASS_AT = re.compile(r"eval/pass@(\d+)")
 
@@ -111,6 +111,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "rollout/calls_per_trajectory": len(calls) / count,
         "rollout/tokens_mean": sum(t.num_sampled_tokens for t in trajectories) / count,
         "rollout/trajectories": float(len(trajectories)),
+        "rollout/truncated_share": _truncated_share(turns),
     }
     for reason in sorted({str(trajectory.end_reason) for trajectory in trajectories}):
         metrics[f"rollout/end_{reason}"] = sum(str(t.end_reason) == reason for t in trajectories) / count
@@ -120,3 +121,9 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     for outcome in sorted({str(result.outcome) for result in calls}):
         metrics[f"tool/{outcome}"] = sum(str(r.outcome) == outcome for r in calls) / len(calls)
     return metrics
+
+
+def _truncated_share(turns: Sequence[Turn]) -> float:
+    """Share of the sampled tokens that were drawn from a vocabulary that top_p had cut."""
+    num_cut = sum(len(turn.sampled_ids) for turn in turns if turn.is_truncated)
+    return num_cut / max(1, sum(len(turn.sampled_ids) for turn in turns))

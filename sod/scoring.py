@@ -35,6 +35,10 @@ class TopScores:
         """Memory of both."""
         return self.log_probs.nbytes + self.ids.nbytes
 
+    def to(self, device: torch.device) -> TopScores:
+        """Copy both to a device."""
+        return TopScores(log_probs=self.log_probs.to(device), ids=self.ids.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenRows:
@@ -56,6 +60,10 @@ class HiddenRows:
     def nbytes(self) -> int:
         """Memory of the hidden states; the head is the model's."""
         return self.hidden.nbytes
+
+    def to(self, device: torch.device) -> HiddenRows:
+        """Copy the hidden states to a device; the head stays where it is."""
+        return replace(self, hidden=self.hidden.to(device))
 
     def logits(self, rows: slice = slice(None)) -> Tensor:
         """Multiply the head.

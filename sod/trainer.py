@@ -7,7 +7,6 @@ killed and resumed repeats the unbroken one bit for bit (CPU, one thread).
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -42,6 +41,7 @@ from sod.loop.records import (
 from sod.loop.result import TrainResult
 from sod.loop.sampling import make_runner, make_sampler
 from sod.loop.signals import StopRequested, StopSignals
+from sod.loop.targets import round_targets
 from sod.loop.update import UpdateResult, UpdateSettings, run_update
 from sod.metrics import JsonLines, read_rows
 from sod.models import load_weights
@@ -51,12 +51,8 @@ from sod.rollout.store import read_trajectories, write_trajectories
 from sod.run_folder import RunFolder
 from sod.seeding import seed_generators, take_from
 from sod.teacher.base import AnyTeacher, ListingTeacher
-from sod.teacher.cache import RoundTargets
-from sod.teacher.local import LocalTeacher
 from sod.translation import TranslatedRound
 from sod.types import Task, Trajectory
-
-MIB = 1 << 20
 
 
 class SODTrainer:
@@ -143,9 +139,6 @@ class SODTrainer:
         )
         self._optimizer = OptimizerSet(self.model, config.optimizer)
         self._reference = parts.reference
-        if config.algorithm.needs_reference and parts.reference is None:
-            # Before any checkpoint is loaded: the weights that the run starts from.
-            self._reference = LocalTeacher(copy.deepcopy(self.model))
         self._autocast = torch.bfloat16 if config.trainer.precision == "bfloat16" else None
         self._canary = Canary.of(config, vocab_size=parts.vocab_size, dtype=self.model.dtype)
 
@@ -213,11 +206,11 @@ class SODTrainer:
         trajectories = self._trajectories(index)
         rollout_s = time.perf_counter() - started
         translated = translate_for(self.config, self.parts.pair, trajectories, warn=self._display.warn)
-        self._updates(trajectories, translated)
+        scoring = self._updates(trajectories, translated)
         row: dict[str, Any] = {"kind": "round", "round": index, "update": self.state.update}
         row |= rollout_metrics(trajectories) | mean_metrics(self.state.round_metrics)
         row |= step_table(self.state.round_steps) | ({} if translated is None else translated.metrics)
-        row |= {"time/rollout_s": rollout_s, "time/round_s": time.perf_counter() - started}
+        row |= scoring | {"time/rollout_s": rollout_s, "time/round_s": time.perf_counter() - started}
         row["time/tokens_per_s"] = row["update/tokens"] / row["time/round_s"]
         self._metrics.write(row)
         has_warned = self._warn_of_anchor(index)
@@ -252,7 +245,10 @@ class SODTrainer:
         write_trajectories(path, trajectories)
         return trajectories
 
-    def _updates(self, trajectories: Sequence[Trajectory], translated: TranslatedRound | None) -> None:
+    def _updates(
+        self, trajectories: Sequence[Trajectory], translated: TranslatedRound | None
+    ) -> dict[str, float]:
+        """Make the updates of a round; metrics of what was scored before them come back."""
         plan = plan_round(
             trajectories,
             self.config,
@@ -261,11 +257,10 @@ class SODTrainer:
             teacher=self.parts.teacher,
             translated=translated,
         )
-        kept_mib = self.config.trainer.teacher_cache_mib if self.config.trainer.epochs > 1 else 0
-        targets = RoundTargets(self.parts.teacher, self._reference, max_bytes=kept_mib * MIB)
-        for position in range(self.state.updates_in_round, len(plan)):
+        done, progress = self.state.updates_in_round, self._progress("scoring")
+        targets = round_targets(self.config, self.parts.teacher, self._reference, plan[done:], progress)
+        for position, minibatch in enumerate(plan[done:], done):
             self._stop.check()
-            minibatch = plan[position]
             seed_generators(self.config.run.seed, "update", self.state.update)
             is_own = is_own_round(self.config, self.state.round)
             watch = self._canary.watch(trajectories, is_first=position == 0) if is_own else None
@@ -281,6 +276,7 @@ class SODTrainer:
             result.metrics.update({} if watch is None else watch.metrics)
             self._record(result, trajectories)
             self._display.part("updates", position + 1, len(plan), result.metrics)
+        return targets.metrics
 
     def _update_settings(self, minibatch: Minibatch) -> UpdateSettings:
         optimizer = self.config.optimizer

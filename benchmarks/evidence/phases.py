@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.evidence.grid import TEACHERS, Cell, Grid, Supervised
+from benchmarks.evidence.guides import guide_sums
 from benchmarks.evidence.jobs import Job
 from benchmarks.evidence.pausing import PausingDisplay
 from benchmarks.evidence.readings import read_attempts, split_steps
@@ -76,6 +77,8 @@ class Plan:
             self._job(teacher, (tasks,), partial(self._supervised, seed, f"teacher_{regime.teacher}")),
         ]
         needs = [tasks, cold, teacher]
+        guide = f"seed_{seed}/guide_{cell.regime}"
+        chain.append(self._job(guide, (cold, teacher), partial(self._guide, cell)))
         if regime.has_faults:
             rescue = f"seed_{seed}/rescue_{regime.teacher}"
             chain.append(self._job(rescue, (cold, teacher), partial(self._rescue, seed, regime.teacher)))
@@ -178,6 +181,25 @@ class Plan:
             for name, path in policies.items()
         }
         return {"rescue": rescue_rates(configs, self._grid.world.num_states, self._display.wait)}
+
+    def _guide(self, cell: Cell, folder: Path) -> Mapping[str, Any]:
+        """Whether it pays to go where the teacher points, from the cold start's own attempts."""
+        regime = self._grid.regimes[cell.regime]
+        questions = self._root / f"seed_{cell.seed}/tasks/train.jsonl"
+        config = policy_config(
+            self._grid,
+            checkpoint=self._checkpoint(f"seed_{cell.seed}/cold"),
+            questions=questions,
+            has_faults=regime.has_faults,
+            seed=cell.seed,
+            num_samples=self._grid.size.num_samples,
+        )
+        # As the weights are: at temperature 1.
+        config = replace(config, rollout=replace(config.rollout, temperature=1.0))
+        teacher = self._checkpoint(f"seed_{cell.seed}/teacher_{regime.teacher}")
+        faults = self._faults(has_faults=regime.has_faults)
+        num_tasks = 2 * self._grid.size.tasks_per_round
+        return {"guide": guide_sums(config, teacher, _by_id(questions), faults, num_tasks)}
 
     def _cell(self, cell: Cell, folder: Path) -> Mapping[str, Any]:
         seed, regime = cell.seed, self._grid.regimes[cell.regime]

@@ -6,9 +6,11 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence.guides import EDGES
 from benchmarks.evidence.states import AFTER_FAULT, CLEAN, LATER
 from benchmarks.evidence.summary import (
     BASELINE,
@@ -18,6 +20,7 @@ from benchmarks.evidence.summary import (
     curve,
     difference,
     estimate,
+    pooled_guides,
     pooled_rescues,
     read_evidence,
     retry_rate,
@@ -73,6 +76,12 @@ def render(evidence: Evidence, titles: Titles) -> str:
         if setting.has_faults:
             parts.append(_step_table(setting, titles))
         parts.append(f"![Learning curves](curves_{setting.regime}_{setting.update}.png)")
+    for regime, results in evidence.guides.items():
+        if results:
+            parts += [
+                f"## Does it pay to follow the teacher? {regime}, {len(results)} seeds",
+                _guide_table(results),
+            ]
     for kind, results in evidence.rescues.items():
         if results:
             parts += [
@@ -135,6 +144,20 @@ def _rescue_table(results: Mapping[int, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _guide_table(results: Mapping[int, Mapping[str, Any]]) -> str:
+    bounds = [
+        f"below {EDGES[0]:g}",
+        *(f"{low:g} to {high:g}" for low, high in pairwise(EDGES)),
+        f"{EDGES[-1]:g} and more",
+    ]
+    lines = ["| entropy / divergence of a far step | steps | right after a fault | covariance / its error |"]
+    lines.append("|---|---|---|---|")
+    for bound, (steps, share, z) in zip(bounds, pooled_guides(results), strict=True):
+        cells = [bound, str(steps), f"{share:.0%}" if steps else "", f"{z:+.1f}" if math.isfinite(z) else ""]
+        lines.append(f"| {_GAP.join(cells)} |")
+    return "\n".join(lines)
+
+
 def to_json(evidence: Evidence) -> dict[str, Any]:
     """Everything that the tables and plots are made from."""
     settings = []
@@ -166,6 +189,7 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
         "cold": evidence.cold,
         "teachers": evidence.teachers,
         "rescues": evidence.rescues,
+        "guides": evidence.guides,
         "settings": settings,
     }
 

@@ -76,12 +76,14 @@ class Evidence:
         cold: Results of the cold starts by seed.
         teachers: Results of the teachers by kind and seed.
         rescues: Rescue rates by kind of teacher and seed.
+        guides: Whether following the teacher pays, by regime and seed.
         settings: Cells.
     """
 
     cold: Results
     teachers: Mapping[str, Results]
     rescues: Mapping[str, Results]
+    guides: Mapping[str, Results]
     settings: Sequence[Setting] = field(default_factory=tuple)
 
 
@@ -103,6 +105,7 @@ def read_evidence(root: Path) -> Evidence:
         cold=by_seed("cold"),
         teachers={kind: by_seed(f"teacher_{kind}") for kind in TEACHERS},
         rescues={kind: by_seed(f"rescue_{kind}") for kind in TEACHERS},
+        guides={regime: by_seed(f"guide_{regime}") for regime in sorted({regime for regime, _ in cells})},
         settings=[_setting(*key, methods) for key, methods in sorted(cells.items())],
     )
 
@@ -198,4 +201,19 @@ def pooled_rescues(results: Results) -> dict[str, dict[str, tuple[int, int]]]:
             total = (sum(right for right, _ in counts), sum(number for _, number in counts))
             if total[1]:
                 pooled.setdefault(state, {})[policy] = total
+    return pooled
+
+
+def pooled_guides(results: Results) -> list[tuple[int, float, float]]:
+    """Add the seeds' sums: steps, share right after a fault, covariance over its own error; by class."""
+    pooled = []
+    for classes in zip(*(one["guide"] for one in results.values()), strict=True):
+        steps, after, total, squares = (
+            sum(one[key] for one in classes) for key in ("steps", "after_fault", "sum", "squares")
+        )
+        if steps:
+            z = total / math.sqrt(squares) if squares else math.nan
+            pooled.append((int(steps), after / steps, z))
+        else:
+            pooled.append((0, math.nan, math.nan))
     return pooled

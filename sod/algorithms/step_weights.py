@@ -103,8 +103,9 @@ class DecayAfterError:
 class FromAnchor:
     """w_k = clip(((anchor + epsilon) / (d_k + epsilon))^sharpness, min_weight, 1 + delta).
 
-    SOD's anchor is the first step of the step's own trajectory. One that belongs to the whole batch does not
-    let an easy first step starve the others, and judges a step by what the student can do now.
+    SOD's anchor is the first step of the step's own trajectory, which an easy first step makes small for all
+    others. The student's own entropy tells a student that does not know from one that is sure of something
+    else: only the first follows a teacher that is far.
 
     Attributes:
         anchor: "entropy", a multiple of the student's own in the step; "constant"; "running_quantile" of the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,16 @@ class ModelShape:
         """Memory of the weights."""
         return self.num_parameters * self.bytes_per_weight
 
+    @property
+    def head_bytes(self) -> int:
+        """Memory of the output head, which may be the embedding too."""
+        return self.vocab_rows * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of the hidden state of one token."""
+        return self.hidden_size * self.bytes_per_weight
+
     def cache_bytes(self, num_tokens: int, bytes_per_number: int) -> int:
         """Memory of the attention cache of so many tokens."""
         return num_tokens * self.num_layers * self.key_value_size * bytes_per_number
@@ -94,7 +104,69 @@ class ModelShape:
         return num_tokens * kept * bytes_per_number
 
 
-def estimate_phases(config: RunConfig, student: ModelShape, teachers: Sequence[ModelShape]) -> dict[str, int]:
+@dataclass(frozen=True, kw_only=True)
+class FrozenShapes:
+    """Models beside the student, by where their weights are.
+
+    Attributes:
+        resident: On the device for the whole run.
+        offloaded: In host memory, but for the phase in which they score; their heads stay on the device
+            during the updates too.
+        reference: The policy that steps are held to, which goes where the teacher goes; None for a copy of
+            the student. Counted where the algorithm has one.
+    """
+
+    resident: Sequence[ModelShape] = ()
+    offloaded: Sequence[ModelShape] = ()
+    reference: ModelShape | None = None
+
+    def with_reference(self, student: ModelShape) -> FrozenShapes:
+        """Put the reference policy where it goes."""
+        added = self.reference or student
+        if self.offloaded:
+            return replace(self, offloaded=(*self.offloaded, added))
+        return replace(self, resident=(*self.resident, added))
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the device that is taken in every phase."""
+        return sum(each.weight_bytes for each in self.resident)
+
+    @property
+    def heads_bytes(self) -> int:
+        """Memory of the device that offloaded models take during the updates."""
+        return sum(each.head_bytes for each in self.offloaded)
+
+    @property
+    def scoring_bytes(self) -> int:
+        """Most memory of the device that offloaded models take while one of them scores."""
+        largest = max((each.weight_bytes - each.head_bytes for each in self.offloaded), default=0)
+        return largest + self.heads_bytes
+
+
+def estimate_host(config: RunConfig, student: ModelShape, teachers: FrozenShapes) -> int:
+    """Estimate the host memory of offloaded models: their weights, and what they say of a round.
+
+    Args:
+        config: The settings; every token of a round is counted as a response token.
+        student: Shape of the student.
+        teachers: Shapes of the teachers.
+
+    Returns:
+        Bytes; 0 without an offloaded model.
+    """
+    if not teachers.offloaded:
+        return 0
+    tokens = config.trajectories_per_round * config.rollout.max_trajectory_tokens
+    per_token = max(each.row_bytes for each in (*teachers.resident, *teachers.offloaded))
+    weights = sum(each.weight_bytes for each in teachers.offloaded)
+    if config.algorithm.needs_reference:
+        reference = teachers.reference or student
+        per_token, weights = per_token + reference.row_bytes, weights + reference.weight_bytes
+    return weights + tokens * per_token
+
+
+def estimate_phases(config: RunConfig, student: ModelShape, teachers: FrozenShapes) -> dict[str, int]:
     """Estimate the most memory that each phase of a run needs on its device.
 
     Tokens of a microbatch are counted as if all were response tokens, so long prompts and observations make
@@ -103,34 +175,32 @@ def estimate_phases(config: RunConfig, student: ModelShape, teachers: Sequence[M
     Args:
         config: The settings.
         student: Shape of the student.
-        teachers: Shapes of the teachers that are loaded beside it.
+        teachers: Shapes of the teachers beside it.
 
     Returns:
         Bytes by phase: "rollout", "score" (with a teacher), "update".
     """
-    trainer, rollout = config.trainer, config.rollout
+    trainer = config.trainer
     compute_bytes = torch.bfloat16.itemsize if trainer.precision == "bfloat16" else student.bytes_per_weight
     tokens = trainer.max_microbatch_tokens
-    resident = student.weight_bytes + sum(teacher.weight_bytes for teacher in teachers)
-    if config.algorithm.needs_reference:
-        resident += student.weight_bytes
+    frozen = teachers.with_reference(student) if config.algorithm.needs_reference else teachers
+    models = (*frozen.resident, *frozen.offloaded)
+    base = student.weight_bytes + frozen.resident_bytes + _optimizer_bytes(config, student)
+    # What offloaded models said waits in host memory, but for the microbatch at hand.
     kept = trainer.teacher_cache_mib << 20 if config.algorithm.needs_teacher else 0
-    optimizer = 2 * student.num_parameters * student.bytes_per_weight
-    if isinstance(config.optimizer, MuonSection):
-        optimizer //= 2
+    if frozen.offloaded:
+        kept = tokens * max(each.row_bytes for each in models)
+        kept *= 1 + config.algorithm.needs_reference
     phases = {}
     if config.algorithm.is_on_policy:
-        rows = min(rollout.max_batch, trainer.tasks_per_round * rollout.num_samples)
-        cache = student.cache_bytes(rows * rollout.max_trajectory_tokens, compute_bytes)
-        step_logits = rows * student.vocab_rows * _FLOAT32_BYTES
-        phases["rollout"] = resident + optimizer + cache + step_logits
+        phases["rollout"] = base + _rollout_bytes(config, student, compute_bytes)
     # A teacher of the same ids is compared from hidden states, in chunks; else there are logits.
     is_chunked = config.algorithm.needs_teacher and config.algorithm.needs_equal_ids
-    if teachers:
+    if models:
         width = max(
-            (each.hidden_size if is_chunked else each.vocab_rows) * each.bytes_per_weight for each in teachers
+            each.row_bytes if is_chunked else each.vocab_rows * each.bytes_per_weight for each in models
         )
-        phases["score"] = resident + optimizer + kept + tokens * width
+        phases["score"] = base + (frozen.scoring_bytes if frozen.offloaded else kept) + tokens * width
     has_checkpointing = config.student is not None and config.student.gradient_checkpointing
     activations = student.activation_bytes(tokens, compute_bytes, has_checkpointing=has_checkpointing)
     if is_chunked:
@@ -138,9 +208,23 @@ def estimate_phases(config: RunConfig, student: ModelShape, teachers: Sequence[M
         head = _chunk_bytes(config, student, num_models, tokens)
     else:
         # Logits, their gradient, and the teacher's.
-        head = (3 if teachers else 2) * tokens * student.vocab_rows * compute_bytes
-    phases["update"] = resident + optimizer + student.weight_bytes + kept + activations + head
+        head = (3 if models else 2) * tokens * student.vocab_rows * compute_bytes
+    phases["update"] = base + student.weight_bytes + frozen.heads_bytes + kept + activations + head
     return phases
+
+
+def _optimizer_bytes(config: RunConfig, student: ModelShape) -> int:
+    """Memory of the moments: two for AdamW, about one for Muon."""
+    num_moments = 1 if isinstance(config.optimizer, MuonSection) else 2
+    return num_moments * student.weight_bytes
+
+
+def _rollout_bytes(config: RunConfig, student: ModelShape, bytes_per_number: int) -> int:
+    """Memory of the attention cache and of the logits of one decode step."""
+    trainer, rollout = config.trainer, config.rollout
+    rows = min(rollout.max_batch, trainer.tasks_per_round * rollout.num_samples)
+    cache = student.cache_bytes(rows * rollout.max_trajectory_tokens, bytes_per_number)
+    return cache + rows * student.vocab_rows * _FLOAT32_BYTES
 
 
 def _chunk_bytes(config: RunConfig, student: ModelShape, num_models: int, tokens: int) -> int:

@@ -21,10 +21,10 @@ from sod.chat import ChatRenderer
 from sod.config import RunConfig
 from sod.config_algorithms import ATODSection
 from sod.config_engines import VLLMServerSection
-from sod.config_teachers import SelfTeacherSection, TeacherSection, teacher_checkpoints
+from sod.config_teachers import SelfTeacherSection, TeacherSection, is_offloading, teacher_checkpoints
 from sod.doctor.findings import Findings, Level
 from sod.doctor.machine import examine_device, examine_kernels, examine_sandbox, examine_versions
-from sod.doctor.memory import GIB, ModelShape, estimate_phases
+from sod.doctor.memory import GIB, FrozenShapes, ModelShape, estimate_host, estimate_phases
 from sod.doctor.models import Checkpoint, examine_checkpoint, examine_stops
 from sod.doctor.pairs import examine_pair
 from sod.doctor.servers import examine_server
@@ -33,6 +33,7 @@ from sod.models import check_same_tokenizer, is_on_hub, load_tokenizer
 from sod.rollout.privilege import privilege_of
 from sod.run_data import check_tasks, expert_file, load_expert, load_task_file
 from sod.run_folder import check_folder
+from sod.teacher.factory import check_offload
 from sod.types import Task
 
 _NUM_PROMPTS = 64
@@ -95,15 +96,13 @@ def examine_run(config: RunConfig, *, is_offline: bool = False) -> Findings:
     if isinstance(config.engine, VLLMServerSection):
         examine_server(findings, config.engine, config.rollout.max_trajectory_tokens)
     teachers = _examine_teachers(findings, config, student, is_offline=is_offline)
-    _examine_reference(findings, config, student, is_offline=is_offline)
+    reference = _examine_reference(findings, config, student, is_offline=is_offline)
     _examine_environment(findings, config, student, teachers, tasks)
     if student:
-        shapes = [ModelShape.of(each.model) for each in (student, *teachers)]
-        if isinstance(config.teacher, SelfTeacherSection) and config.teacher.weights == "start":
-            shapes.append(shapes[0])
+        shape = ModelShape.of(student.model)
         with findings.examining("memory", "limit"):
-            _examine_memory(findings, config, shapes[0], shapes[1:])
-        _examine_disk(findings, config, shapes[0])
+            _examine_memory(findings, config, shape, _frozen_shapes(config, shape, teachers, reference))
+        _examine_disk(findings, config, shape)
     return findings
 
 
@@ -141,6 +140,10 @@ def _examine_teachers(
             with findings.examining("teacher", "tokenizer"):
                 check_same_tokenizer(student.tokenizer, load_tokenizer(section))
                 findings.add("teacher", "tokenizer", "every id means the same text to student and teacher")
+    if is_offloading(config.teacher):
+        with findings.examining("teacher", "offload"):
+            check_offload(config.teacher, pick_device(config))
+            findings.add("teacher", "offload", "in host memory but while it scores a round")
     if isinstance(config.teacher, SelfTeacherSection):
         which = "where the run starts" if config.teacher.weights == "start" else "as it stands"
         findings.add("teacher", "checkpoint", f"the student itself, {which}")
@@ -149,15 +152,16 @@ def _examine_teachers(
 
 def _examine_reference(
     findings: Findings, config: RunConfig, student: Checkpoint | None, *, is_offline: bool
-) -> None:
+) -> Checkpoint | None:
     if config.reference is None:
-        return
+        return None
     longest = config.rollout.max_trajectory_tokens
     reference = examine_checkpoint(findings, config.reference, longest, is_offline=is_offline)
     if student is not None and reference is not None:
         with findings.examining("reference", "tokenizer"):
             check_same_tokenizer(student.tokenizer, reference.tokenizer, "reference")
             findings.add("reference", "tokenizer", "every id means the same text to student and reference")
+    return reference
 
 
 def _examine_schedules(findings: Findings, config: RunConfig) -> None:
@@ -313,23 +317,39 @@ def _examine_prompts(
         findings.add("data", "prompts", text)
 
 
+def _frozen_shapes(
+    config: RunConfig, student: ModelShape, checkpoints: Sequence[Checkpoint], reference: Checkpoint | None
+) -> FrozenShapes:
+    resident: list[ModelShape] = []
+    offloaded: list[ModelShape] = []
+    for each in checkpoints:
+        is_offloaded = isinstance(each.section, TeacherSection) and each.section.offload
+        (offloaded if is_offloaded else resident).append(ModelShape.of(each.model))
+    if isinstance(config.teacher, SelfTeacherSection) and config.teacher.weights == "start":
+        (offloaded if config.teacher.offload else resident).append(student)
+    held_to = None if reference is None else ModelShape.of(reference.model)
+    return FrozenShapes(resident=resident, offloaded=offloaded, reference=held_to)
+
+
 def _examine_memory(
-    findings: Findings, config: RunConfig, student: ModelShape, teachers: Sequence[ModelShape]
+    findings: Findings, config: RunConfig, student: ModelShape, teachers: FrozenShapes
 ) -> None:
     device = pick_device(config)
-    total = (
-        torch.cuda.mem_get_info()[1]
-        if device.type == "cuda"
-        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    )
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = torch.cuda.mem_get_info()[1] if device.type == "cuda" else host
     advice = {
         "rollout": "lower [rollout] max_batch",
         "score": "lower [trainer] max_microbatch_tokens or teacher_cache_mib",
         "update": "lower [trainer] max_microbatch_tokens, or set [student] gradient_checkpointing",
     }
-    for phase, needed in estimate_phases(config, student, teachers).items():
-        share = needed / total
-        text = f"about {needed / GIB:.2f} GiB of {total / GIB:.1f} GiB on {device.type}, at most"
+    phases = estimate_phases(config, student, teachers)
+    places = [(phase, needed, total, device.type) for phase, needed in phases.items()]
+    if teachers.offloaded:
+        advice["host"] = "lower [trainer] tasks_per_round or [rollout] num_samples"
+        places.append(("host", estimate_host(config, student, teachers), host, "the host"))
+    for phase, needed, limit, where in places:
+        share = needed / limit
+        text = f"about {needed / GIB:.2f} GiB of {limit / GIB:.1f} GiB on {where}, at most"
         level = Level.FATAL if share > 1 else Level.WARNING if share > _TIGHT else Level.OK
         findings.add("memory", phase, text if level is Level.OK else f"{text}; {advice[phase]}", level)
 

@@ -73,7 +73,7 @@ class Display:
         self._progress.start()
 
     def part(self, name: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Show how far one part of a round is: rollout, updates, evaluation."""
+        """Show how far one part of a round is: rollout, scoring, updates, evaluation."""
         if self._progress is not None and self._part is not None:
             self._progress.update(
                 self._part, description=name, completed=done, total=total, numbers=_numbers(metrics or {})

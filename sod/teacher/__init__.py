@@ -2,7 +2,7 @@
 
 from sod.teacher.base import AnyTeacher, Capability, ListingTeacher, Teacher
 from sod.teacher.kept import KeptTeacher
-from sod.teacher.local import LocalTeacher
+from sod.teacher.local import LocalTeacher, copies_to
 from sod.teacher.own import CurrentPolicy
 from sod.teacher.routed import RoutedTeacher
 from sod.teacher.vllm_server import VLLMTeacher
@@ -17,4 +17,5 @@ __all__ = [
     "RoutedTeacher",
     "Teacher",
     "VLLMTeacher",
+    "copies_to",
 ]

@@ -6,21 +6,24 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from sod.config_algorithms import AlgorithmSection
 from sod.config_teachers import (
     AnyTeacherSection,
+    ReferenceSection,
     RoutedTeacherSection,
     SelfTeacherSection,
     TeacherSection,
     VLLMTeacherSection,
+    is_offloading,
 )
 from sod.errors import ConfigError
-from sod.models import load_model
+from sod.models import load_model, place
 from sod.teacher.base import AnyTeacher, Capability
 from sod.teacher.kept import KeptTeacher
-from sod.teacher.local import LocalTeacher
+from sod.teacher.local import LocalTeacher, WeightCopy, copies_to
 from sod.teacher.own import CurrentPolicy
 from sod.teacher.routed import RoutedTeacher, task_routes
 from sod.teacher.vllm_server import VLLMTeacher
@@ -42,7 +45,8 @@ def make_teacher(
 
     Args:
         section: Its settings.
-        student: The student with the weights that the run starts from; models are put where it is.
+        student: The student with the weights that the run starts from; models are put where it is, those
+            that are offloaded into host memory.
         tasks: The training tasks, which name their routes.
         vocab_size: Ids that are tokens.
         max_tokens: Longest sequence that will be scored.
@@ -61,6 +65,8 @@ def make_teacher(
         made: LocalTeacher | VLLMTeacher
         if isinstance(named, VLLMTeacherSection):
             made = VLLMTeacher(named, vocab_size=vocab_size, max_tokens=max_tokens)
+        elif named.offload:
+            made = LocalTeacher(load_model(named), copy_weight=copies_to(student.device))
         else:
             made = LocalTeacher(load_model(named, device=student.device))
         if named.keep_scores == "round":
@@ -81,7 +87,53 @@ def make_teacher(
 
 def own_teacher(section: SelfTeacherSection, student: PreTrainedModel) -> AnyTeacher:
     """Make the student its own teacher: as it is now, or as it stands whenever it is asked."""
-    return CurrentPolicy(student) if section.weights == "current" else LocalTeacher(copy.deepcopy(student))
+    if section.weights == "current":
+        return CurrentPolicy(student)
+    return _frozen_copy(student, copies_to(student.device) if section.offload else None)
+
+
+def reference_policy(
+    section: ReferenceSection | None, *, student: PreTrainedModel, teacher: AnyTeacher | None
+) -> LocalTeacher:
+    """Make the frozen policy that steps are held to; it goes where the teacher goes.
+
+    Args:
+        section: Its settings; None for a copy of the student.
+        student: The student with the weights that the run starts from.
+        teacher: The teacher; where a model of it is offloaded, the reference is too.
+
+    Returns:
+        The reference.
+    """
+    copying = [one.copy_weight for one in local_teachers(teacher) if one.copy_weight is not None]
+    if section is None:
+        return _frozen_copy(student, copying[0] if copying else None)
+    if copying:
+        return LocalTeacher(load_model(section), copy_weight=copying[0])
+    return LocalTeacher(load_model(section, device=student.device))
+
+
+def _frozen_copy(student: PreTrainedModel, copy_weight: WeightCopy | None) -> LocalTeacher:
+    """Freeze a copy of the student, in host memory where its weights are to be copied from there."""
+    home = student.device if copy_weight is None else torch.device("cpu")
+    return LocalTeacher(place(copy.deepcopy(student), home), copy_weight=copy_weight)
+
+
+def check_offload(teacher: AnyTeacherSection | None, device: torch.device) -> None:
+    """Prove that a teacher that is to wait in host memory scores elsewhere.
+
+    Args:
+        teacher: Its settings.
+        device: Of the run.
+
+    Raises:
+        ConfigError: If the device is the CPU.
+    """
+    if is_offloading(teacher) and device.type == "cpu":
+        raise ConfigError(
+            "[teacher] offload = true: this run computes on the CPU, whose memory is the host's, so there is "
+            'nothing to gain; wanted a CUDA device and [trainer] device other than "cpu", or no offload'
+        )
 
 
 def local_teachers(teacher: AnyTeacher | None) -> list[LocalTeacher]:

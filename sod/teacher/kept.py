@@ -115,7 +115,7 @@ class KeptTeacher:
     def _listed(self, logits: Tensor, labels: Tensor) -> TopScores:
         log_probs = logits[:, : self._vocab_size].float().log_softmax(dim=-1)
         top = log_probs.topk(min(self._num_top, log_probs.shape[1]), dim=-1)
-        labels = labels[:, None]
+        labels = labels[:, None].to(log_probs.device)
         sampled, is_there = log_probs.gather(1, labels), (top.indices == labels).any(1, keepdim=True)
         return TopScores(
             log_probs=torch.cat([top.values, sampled.masked_fill(is_there, -torch.inf)], dim=1),

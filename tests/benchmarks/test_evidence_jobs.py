@@ -118,7 +118,7 @@ def test_what_a_cell_needs_comes_before_it_and_is_shared():
     grid = load_grid(("baselines", "cascade"))
     jobs = Plan(grid, GRID_FILE.parent, PausingDisplay(None)).jobs(grid.cells(("cascade",), (0, 1)))
     names = [job.name for job in jobs]
-    assert len(names) == len(set(names)) == 1 + 2 * (4 + 2 * len(grid.parts["cascade"].methods))
+    assert len(names) == len(set(names)) == 1 + 2 * (5 + 2 * len(grid.parts["cascade"].methods))
     for job in jobs:
         assert all(names.index(need) < names.index(job.name) for need in job.needs)
     # The first seed is finished before the second is begun.

@@ -45,6 +45,10 @@ def grid(tmp_path):
         "seed_0/rescue_naive",
         {"rescue": {"clean": {"teacher": [9, 10], "student": [6, 10]}, "own error": {"teacher": [0, 2]}}},
     )
+    guide = [{"steps": 4, "after_fault": 1, "sum": 3.0, "squares": 4.0}] * 2
+    guide += [{"steps": 0, "after_fault": 0, "sum": 0.0, "squares": 0.0}] * 3
+    for seed in (0, 1):
+        put(root, f"seed_{seed}/guide_cascade", {"guide": guide})
     for method, rates, weight in (("opd", OPD, 1.0), ("stm", STM, 0.1)):
         for seed, rate in rates.items():
             result = {
@@ -74,6 +78,9 @@ def test_tables_say_what_was_measured(grid, tmp_path):
         line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")]
         for line in text.split("## cascade, small")[1].splitlines()[2:8]
     }
+    # Two seeds: 6 over the root of 8.
+    assert "| below 0.25 | 8 | 25% | +2.1 |" in text
+    assert "| 1 and more | 0 |  |  |" in text
     assert table["teacher"][1:5] == ["30.0", "30.0", "30.0", "30.0 ± 0.0"]
     assert table["cold start"][1:5] == ["40.0", "50.0", "60.0", "50.0 ± 5.8"]
     # OPD loses 10, 20 and 30 points: -20 ± 5.8; STM has two seeds, +8 ± 2 over the cold start.

@@ -28,7 +28,8 @@ def test_a_grid_is_run_gone_on_with_and_reported(tmp_path):
     }
     cells = ["seed_0/cells/cascade.big.stm", "seed_0/cells/cascade.big.sft"]
     models = ["seed_0/cold", "seed_0/teacher_naive"]
-    shared = ["data", "seed_0/tasks", "seed_0/rescue_naive", "seed_0/rollouts_cascade"]
+    shared = ["data", "seed_0/tasks", "seed_0/rescue_naive", "seed_0/guide_cascade"]
+    shared += ["seed_0/rollouts_cascade"]
     assert sorted(results) == sorted([*cells, *models, *shared])
     for name in (*cells, *models):
         assert len(results[name]["faulty"]["is_solved"]) == len(results[name]["honest"]["is_solved"]) == 4
@@ -44,6 +45,9 @@ def test_a_grid_is_run_gone_on_with_and_reported(tmp_path):
     # The control learns from as many attempts as the student makes.
     rollouts = read_trajectories(tmp_path / "runs/seed_0/rollouts_cascade/traces.jsonl.gz")
     assert len(rollouts) == 2 * 4 * 2
+    guide = results["seed_0/guide_cascade"]["guide"]
+    # Models that learnt next to nothing are near each other everywhere.
+    assert [one["steps"] for one in guide] == [0] * 5
     rescued = results["seed_0/rescue_naive"]["rescue"]
     assert sum(counts["teacher"][1] for counts in rescued.values()) == 6
 

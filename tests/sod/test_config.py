@@ -218,6 +218,15 @@ def test_overrides_win_over_the_file(tmp_path):
             ["[algorithm] temperature = 0.9: the policy-gradient term", "[rollout] temperature = 0.7"],
         ),
         (
+            MINIMAL.replace("[trainer]\n", '[trainer]\nprecision = "bfloat16"\n')
+            + '[engine]\nname = "continuous"\n',
+            [
+                '[trainer] precision = "bfloat16"',
+                "samples in the type of the weights",
+                'or engine "lockstep"',
+            ],
+        ),
+        (
             MINIMAL + '[algorithm]\nname = "atod"\n[rollout]\ntop_p = 0.9\n',
             ["[rollout] top_p = 0.9: a truncated policy is not the one"],
         ),

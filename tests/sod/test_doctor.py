@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from sod.cli import app
 from sod.config_file import load_config
 from sod.doctor import Finding, Level, diagnose, examine_machine, examine_run
 from sod.doctor import machine as machine_part
-from sod.doctor.memory import ModelShape, estimate_phases
+from sod.doctor.memory import FrozenShapes, ModelShape, estimate_host, estimate_phases
 from sod.models import build_qwen3, load_architecture
 from sod.testing import make_tiny_checkpoint, make_tiny_tokenizer
 from tests.sod.fake_server import FakeServer
@@ -346,7 +347,8 @@ def test_the_estimate_of_activations_is_near_what_a_forward_pass_keeps(has_check
 def test_memory_follows_the_settings(folder):
     config = load_config(folder / "run.toml", [])
     shape = ModelShape.of(load_architecture(config.student))
-    teacher = (ModelShape.of(load_architecture(config.teacher)),)
+    of_teacher = ModelShape.of(load_architecture(config.teacher))
+    teacher = FrozenShapes(resident=[of_teacher])
     base = estimate_phases(config, shape, teacher)
     muon = load_config(folder / "run.toml", ["optimizer.name='muon'"])
     assert estimate_phases(muon, shape, teacher)["update"] == base["update"] - shape.weight_bytes
@@ -358,12 +360,65 @@ def test_memory_follows_the_settings(folder):
     wide = load_config(folder / "run.toml", ["trainer.max_microbatch_tokens=400000"])
     wider = load_config(folder / "run.toml", ["trainer.max_microbatch_tokens=800000"])
     first, second = (estimate_phases(each, shape, teacher) for each in (wide, wider))
-    assert second["score"] - first["score"] == 400_000 * teacher[0].hidden_size * 4
+    assert second["score"] - first["score"] == 400_000 * of_teacher.hidden_size * 4
     activations = shape.activation_bytes(400_000, 4, has_checkpointing=False)
     assert second["update"] - first["update"] == activations
     longer = load_config(folder / "run.toml", ["rollout.max_trajectory_tokens=2048"])
     cache = 8 * 1024 * shape.num_layers * shape.key_value_size * 4
     assert estimate_phases(longer, shape, teacher)["rollout"] == base["rollout"] + cache
+
+
+def test_memory_of_a_teacher_that_is_offloaded(folder):
+    config = load_config(folder / "run.toml", [])
+    shape = ModelShape.of(load_architecture(config.student))
+    small = replace(ModelShape.of(load_architecture(config.teacher)), num_parameters=10**9)
+    large = replace(small, num_parameters=2 * 10**9, hidden_size=2 * small.hidden_size)
+    weights, head = 4 * 10**9, 4 * small.vocab_rows * small.hidden_size
+    rows = 4 * config.trainer.max_microbatch_tokens * small.hidden_size
+    cache = config.trainer.teacher_cache_mib << 20
+    resident = estimate_phases(config, shape, FrozenShapes(resident=[small]))
+    offloaded = estimate_phases(config, shape, FrozenShapes(offloaded=[small]))
+    assert resident["rollout"] - offloaded["rollout"] == weights
+    assert resident["score"] - offloaded["score"] == cache
+    # The head stays, and the rows of one microbatch come back instead of being kept there.
+    assert resident["update"] - offloaded["update"] == weights - head + cache - rows
+    # Of two, the larger one is there with the head of the other; afterwards both heads are.
+    both = estimate_phases(config, shape, FrozenShapes(offloaded=[small, large]))
+    assert both["rollout"] == offloaded["rollout"]
+    assert both["score"] - offloaded["score"] == weights + head + rows
+    assert both["update"] - offloaded["update"] == 2 * head + rows
+    # A reference goes along.
+    stm = load_config(folder / "run.toml", ["algorithm.name='stm'"])
+    with_reference = estimate_phases(stm, shape, FrozenShapes(offloaded=[small]))
+    assert with_reference["rollout"] == offloaded["rollout"]
+    assert with_reference["score"] - offloaded["score"] == shape.head_bytes
+    of_its_own = estimate_phases(stm, shape, FrozenShapes(offloaded=[small], reference=large))
+    assert of_its_own["score"] - offloaded["score"] == weights + head + rows
+    # What waits on the host instead: the weights, and rows of every token of a round.
+    tokens = config.trajectories_per_round * config.rollout.max_trajectory_tokens
+    assert estimate_host(config, shape, FrozenShapes(resident=[small])) == 0
+    host = estimate_host(config, shape, FrozenShapes(offloaded=[small]))
+    assert host == weights + tokens * 4 * small.hidden_size
+    of_stm = estimate_host(stm, shape, FrozenShapes(offloaded=[small]))
+    assert of_stm - host == shape.weight_bytes + tokens * 4 * shape.hidden_size
+
+
+def test_an_offloaded_teacher_is_counted_on_a_device_and_refused_on_the_cpu(folder, monkeypatch):
+    text = RUN.replace("[teacher]\n", "[teacher]\noffload = true\n")
+    (folder / "offloaded.toml").write_text(text)
+    config = load_config(folder / "offloaded.toml", [])
+    refused = one(examine_run(config), "teacher", "offload")
+    assert refused.level is Level.FATAL
+    assert "computes on the CPU" in refused.text
+    monkeypatch.setattr("sod.doctor.run.pick_device", lambda config: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 40, 1 << 40))
+    findings = examine_run(config)
+    assert one(findings, "teacher", "offload").level is Level.OK
+    subjects = [each.subject for each in findings if each.area == "memory"]
+    assert subjects == ["rollout", "score", "update", "host"]
+    assert "on the host" in one(findings, "memory", "host").text
+    in_place = examine_run(load_config(folder / "offloaded.toml", ["teacher.offload=false"]))
+    assert "host" not in {each.subject for each in in_place}
 
 
 def test_a_teacher_that_is_the_student_told_more(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -108,6 +109,14 @@ def test_rollout_metrics_count_errors_and_endings():
     assert metrics["rollout/end_done"] == metrics["rollout/end_max_turns"] == 0.5
     assert metrics["tool/ok"] == 0.5
     assert metrics["tool/timeout"] == 0.25
+
+
+def test_tokens_from_a_cut_vocabulary_are_counted_as_a_share_of_all():
+    cut = replace(turn(), sampled_ids=(7, 8, 9, 9, 9, 9), is_truncated=True)
+    assert rollout_metrics([trajectory("a", turn(), cut)])["rollout/truncated_share"] == 0.75
+    assert rollout_metrics([trajectory("a", turn())])["rollout/truncated_share"] == 0.0
+    assert rollout_metrics([])["rollout/truncated_share"] == 0.0
+    assert summarise([trajectory("a", cut)]).metrics["eval/truncated_share"] == 1.0
 
 
 def test_means_skip_what_is_not_finite_and_add_times():
