@@ -122,7 +122,9 @@ def test_a_sandbox_whose_worker_is_killed_again_and_again_loses_no_call(arithmet
 @pytest.mark.parametrize("model", ["teacher", "reference policy"])
 def test_a_model_of_nan_is_named_in_the_update_that_meets_it(arithmetic, metric_rows, model):
     is_teacher = model == "teacher"
-    algorithm = {} if is_teacher else {"algorithm": 'name = "stm"'}
+    # Every step is far, so that the reference takes part in each.
+    far = 'name = "stm"\nanchor = "constant"\nconstant = 1e-9\nepsilon = 1e-9'
+    algorithm = {} if is_teacher else {"algorithm": far}
     toml = arithmetic.toml(f"nan_{model.split()[0]}", **algorithm)
     trainer = trainer_of(toml, "evaluation.every=0")
     frozen = trainer.parts.teacher if is_teacher else trainer._reference

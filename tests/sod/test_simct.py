@@ -119,10 +119,12 @@ def test_the_loss_is_the_weighted_mean_over_units(weight, score):
     kernel = units_of(batch, leaf, teacher, sizes, score=score, step_divergence="abs_log_ratio")
     if weight == "atod":
         settings = {"weight": "atod", "min_turns": 2}
-        mean = torch.zeros(batch.num_steps).index_add(0, kernel.unit_steps, kernel.unit_entropy)
+        entropy = kernel.unit_entropy.double()
+        sums = torch.zeros(batch.num_steps, dtype=torch.float64).index_add(0, kernel.unit_steps, entropy)
         weights = tdur_weights(
             kernel.step_divergence,
-            mean / kernel.step_units,
+            # Rounded once: the range over a trajectory may be small.
+            (sums / kernel.step_units).float(),
             kernel.step_tokens,
             batch.step_trajectory,
             min_turns=2,
