@@ -364,10 +364,7 @@ def _reference(
 ) -> LocalTeacher | None:
     if not config.algorithm.needs_reference:
         return None
-    if config.reference is not None:
-        check_same_tokenizer(tokenizer, load_tokenizer(config.reference), "reference")
-    reference = reference_policy(config.reference, student=student, teacher=teacher)
-    check_vocabulary(reference.model, tokenizer, "reference")
+    reference = reference_policy(config.reference, tokenizer=tokenizer, student=student, teacher=teacher)
     check_head(reference.model, "reference")
     return reference
 

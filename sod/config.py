@@ -308,20 +308,9 @@ class RunConfig:
             ConfigError: For a section that the algorithm does not read, or limits that exclude each other.
         """
         name = self.algorithm.name
-        if self.teacher is not None and not self.algorithm.needs_teacher:
-            readers = " and ".join(f'"{each}"' for each, kind in ALGORITHMS.items() if kind.needs_teacher)
-            raise ConfigError(
-                f'[teacher] belongs to algorithms {readers}, but [algorithm] name = "{name}"; remove it'
-            )
-        if self.reference is not None and not self.algorithm.needs_reference:
-            readers = " and ".join(f'"{each}"' for each, kind in ALGORITHMS.items() if kind.needs_reference)
-            raise ConfigError(
-                f'[reference] belongs to algorithm {readers}, but [algorithm] name = "{name}"; remove it'
-            )
         rollout, trainer = self.rollout, self.trainer
+        self._check_models()
         check_precision(self.engine, trainer.precision)
-        if self.teacher is not None:
-            check_teacher(self.teacher, self.algorithm, rollout.temperature)
         if self.algorithm.has_reward_term and rollout.num_samples < 2:
             raise ConfigError(
                 f"[rollout] num_samples = {rollout.num_samples}: the reward term of algorithm "
@@ -353,6 +342,19 @@ class RunConfig:
             )
         self._check_data()
         object.__setattr__(self, "environment", settle_penalty(self.environment, self.algorithm))
+
+    def _check_models(self) -> None:
+        for section in ("teacher", "reference"):
+            needs = f"needs_{section}"
+            if getattr(self, section) is not None and not getattr(self.algorithm, needs):
+                readers = [f'"{each}"' for each, kind in ALGORITHMS.items() if getattr(kind, needs)]
+                plural = "s" if len(readers) > 1 else ""
+                raise ConfigError(
+                    f"[{section}] belongs to algorithm{plural} {' and '.join(readers)}, but [algorithm] name "
+                    f'= "{self.algorithm.name}"; remove it'
+                )
+        if self.teacher is not None:
+            check_teacher(self.teacher, self.algorithm, self.rollout.temperature)
 
     def _check_data(self) -> None:
         name = self.algorithm.name

@@ -86,7 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run or report."""
     options = parse_arguments(arguments)
     if options.command == "report":
-        for path in write_report(options.output, options.to, options.file):
+        try:
+            written = write_report(options.output, options.to, options.file)
+        except SodError as error:
+            _say(f"error: {error}")
+            return 2
+        for path in written:
             _say(f"written: {path}")
         return 0
     if options.nice:

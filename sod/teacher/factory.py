@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sod.config_algorithms import AlgorithmSection
 from sod.config_teachers import (
@@ -20,7 +20,7 @@ from sod.config_teachers import (
     is_offloading,
 )
 from sod.errors import ConfigError
-from sod.models import load_model, place
+from sod.models import check_same_tokenizer, check_vocabulary, load_model, load_tokenizer, place
 from sod.teacher.base import AnyTeacher, Capability
 from sod.teacher.kept import KeptTeacher
 from sod.teacher.local import LocalTeacher, WeightCopy, copies_to
@@ -93,24 +93,33 @@ def own_teacher(section: SelfTeacherSection, student: PreTrainedModel) -> AnyTea
 
 
 def reference_policy(
-    section: ReferenceSection | None, *, student: PreTrainedModel, teacher: AnyTeacher | None
+    section: ReferenceSection | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PreTrainedModel,
+    teacher: AnyTeacher | None,
 ) -> LocalTeacher:
     """Make the frozen policy that steps are held to; it goes where the teacher goes.
 
     Args:
         section: Its settings; None for a copy of the student.
+        tokenizer: The student's.
         student: The student with the weights that the run starts from.
         teacher: The teacher; where a model of it is offloaded, the reference is too.
 
     Returns:
         The reference.
+
+    Raises:
+        ModelError: It cannot be loaded, or its ids are not the student's.
     """
     copying = [one.copy_weight for one in local_teachers(teacher) if one.copy_weight is not None]
     if section is None:
         return _frozen_copy(student, copying[0] if copying else None)
-    if copying:
-        return LocalTeacher(load_model(section), copy_weight=copying[0])
-    return LocalTeacher(load_model(section, device=student.device))
+    check_same_tokenizer(tokenizer, load_tokenizer(section), "reference")
+    model = load_model(section, device=None if copying else student.device)
+    check_vocabulary(model, tokenizer, "reference")
+    return LocalTeacher(model, copy_weight=copying[0] if copying else None)
 
 
 def _frozen_copy(student: PreTrainedModel, copy_weight: WeightCopy | None) -> LocalTeacher:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from benchmarks.evidence.command_line import main
 from benchmarks.evidence.grid import GRID_FILE
 from benchmarks.evidence.report import write_report
 from benchmarks.evidence.summary import Estimate, difference, estimate, success
@@ -94,9 +95,11 @@ def test_tables_say_what_was_measured(grid, tmp_path):
     assert setting["methods"]["stm"]["minus_cold"]["values"] == pytest.approx([10.0, 6.0])
 
 
-def test_nothing_to_report_is_an_error(tmp_path):
+def test_nothing_to_report_is_an_error(tmp_path, capsys):
     with pytest.raises(DataError, match="has no finished cell; run one first"):
         write_report(tmp_path, tmp_path / "report", GRID_FILE)
+    assert main(["report", "--output", str(tmp_path), "--to", str(tmp_path / "report")]) == 2
+    assert capsys.readouterr().out.startswith("error: evidence: ")
 
 
 def test_differences_are_taken_seed_by_seed():

@@ -15,6 +15,7 @@ from sod.scoring import TopScores
 from sod.teacher import KeptTeacher, LocalTeacher, RoutedTeacher
 from sod.teacher.cache import RoundScores, RoundTargets
 from sod.teacher.factory import own_teacher, reference_policy
+from sod.testing import make_tiny_tokenizer
 from sod.tokenization import tokenize_trajectory
 from tests.sod.copies import Copies
 from tests.sod.tiny import V, make_model, sampled_trajectories
@@ -57,7 +58,7 @@ def test_scores_are_those_of_a_resident_teacher_and_only_the_heads_stay(batches,
     resident = RoundTargets(LocalTeacher(teacher), LocalTeacher(student), max_bytes=0)
     wanted = {key: resident.source(key)(0, batch) for key, batch in batches.items()}
     offloaded = LocalTeacher(teacher, copy_weight=copies)
-    reference = reference_policy(None, student=student, teacher=offloaded)
+    reference = reference_policy(None, tokenizer=make_tiny_tokenizer(), student=student, teacher=offloaded)
     targets = RoundTargets(offloaded, reference, max_bytes=0)
     seen = []
     targets.score_ahead(batches, lambda done, total: seen.append((done, total, len(copies.alive))))
