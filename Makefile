@@ -55,8 +55,8 @@ $(ALFWORLD): requirements-alfworld.txt $(STAMP)
 	touch $@
 
 # The checks, the C++ tests and the tests on vLLM use one core each, so two of them run at a time.
-test: $(STAMP)  ## Everything CI runs: style, types, imports, C++ tests, Python tests with coverage
-	$(MAKE) --jobs=2 --output-sync=target check ctest pytest-vllm
+test: $(STAMP)  ## Everything CI runs: style, types, imports, C++ tests, GPU binaries, Python tests with coverage
+	$(MAKE) --jobs=2 --output-sync=target check ctest pytest-vllm aot
 	$(MAKE) pytest-main
 
 check: $(STAMP)  ## Format, lint, types, import contracts, spelling

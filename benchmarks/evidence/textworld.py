@@ -33,6 +33,7 @@ from sod.testing import make_tiny_tokenizer
 FILE = Path(__file__).with_name("textworld.toml")
 ROLES = ("cold", "teacher")
 _MAX_POSITIONS = 4096
+_GAMES = ("num_train", "num_check", "num_held_out")
 # The same games for every seed.
 _EXPERT_SEED, _TRAIN_SEED, _CHECK_SEED, _HELD_OUT_SEED = 1, 2, 3, 4
 
@@ -82,7 +83,8 @@ class TextPlan:
 
     def jobs(self) -> list[Job]:
         """List all jobs, each after what it needs."""
-        common = {**self._raw["environment"], "size": _plain(self.size)}
+        models, training = _settings_of(self.size)
+        common = {**self._raw["environment"], "rollout": self._raw["rollout"], "models": models}
         jobs = [Job(name="data", needs=(), settings=common, work=self._data)]
         for seed in self.size.seeds:
             names = [f"seed_{seed}/{role}" for role in ROLES]
@@ -91,7 +93,8 @@ class TextPlan:
                 for name, role in zip(names, ROLES, strict=True)
             ]
             for method in self.size.methods:
-                settings = {**common, "algorithm": dict(self._grid.methods[method].algorithm)}
+                algorithm = dict(self._grid.methods[method].algorithm)
+                settings = {**common, "training": training, "algorithm": algorithm}
                 jobs.append(
                     Job(
                         name=f"seed_{seed}/cells/{method}",
@@ -131,12 +134,13 @@ class TextPlan:
         traces = max(size.teacher.traces, size.student.traces)
         expert = folder / "expert.jsonl"
         write_expert_file(section, TaskRequest(num_tasks=traces, seed=_EXPERT_SEED), expert, max_turns=turns)
-        for name, split, seed, count in (
-            ("train", "train", _TRAIN_SEED, size.num_train),
-            ("check", "valid", _CHECK_SEED, size.num_check),
-            ("held_out", "test", _HELD_OUT_SEED, size.num_held_out),
+        # All of the library's split "train": the others have foods that no model here has ever read of.
+        for name, seed, count in (
+            ("train", _TRAIN_SEED, size.num_train),
+            ("check", _CHECK_SEED, size.num_check),
+            ("held_out", _HELD_OUT_SEED, size.num_held_out),
         ):
-            request = TaskRequest(num_tasks=count, seed=seed, split=split)
+            request = TaskRequest(num_tasks=count, seed=seed)
             write_task_file(section, request, folder / f"{name}.jsonl")
         rows = [row for _, row in read_rows(expert, "textworld", None)]
         texts = [message["content"] for row in rows for message in row["messages"]]
@@ -229,11 +233,12 @@ def _written(mean: float, error: float, form: str) -> str:
     return f"{mean:{form}}" if math.isnan(error) else f"{mean:{form}} ± {error:.1f}"
 
 
-def _plain(size: TextSize) -> dict[str, Any]:
-    kept = {key: value for key, value in vars(size).items() if key not in ("methods", "seeds")}
-    for role in ("teacher", "student"):
-        kept[role] = vars(kept[role])
-    return kept
+def _settings_of(size: TextSize) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What games and models depend on, and what only a training run does."""
+    values = {key: value for key, value in vars(size).items() if key not in ("methods", "seeds")}
+    roles = {role: vars(values.pop(role)) for role in ("teacher", "student")}
+    models = {key: values.pop(key) for key in list(values) if key == "vocab_size" or key in _GAMES}
+    return models | roles, values
 
 
 def sizes(path: Path = FILE) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ _COOKING_ONLY = ("recipe", "take", "rooms", "has_doors", "has_cooking", "has_cut
 _INSTRUCTION = text_instruction(
     "You are playing a text adventure in a house. Reach the goal that is stated first."
 )
+
+_READ = "examine cookbook"
+# The interpreter's status line, room and points, that it writes for a screen of fixed width.
+_STATUS_LINE = re.compile(r"\n>\s*-= .* =-\S*\s*\Z")
+_BLANK_LINES = re.compile(r"\n{3,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +138,13 @@ class TextWorldGame:
             warnings.simplefilter("ignore", UnsupportedGameWarning)
             self._env: Any = textworld.start(str(path), request_infos=wanted)
         self._state: Any = None
+        self._has_read = False
 
     def begin(self) -> Observation:
         """Start the game; the goal is told first, then the room."""
         with LIBRARY_LOCK:
             self._state = self._env.reset()
+        self._has_read = False
         return self._observation(f"{self._state.objective}\n\n{self._state.description}", is_understood=True)
 
     def act(self, action: str) -> Observation:
@@ -144,10 +152,14 @@ class TextWorldGame:
         possible = self._state.admissible_commands
         with LIBRARY_LOCK:
             self._state, _, _ = self._env.step(action)
+        self._has_read |= action.lower() == _READ
         return self._observation(self._state.feedback, is_understood=action.lower() in possible)
 
     def expert_action(self) -> str:
-        """Give the next action of the shortest known way to win.
+        """Give the next action of the shortest known way to win, after a look at the recipe.
+
+        The library's own way takes the ingredients without having read which they are. Whoever learns from
+        that learns to guess, so the cookbook comes first, as soon as it is in reach.
 
         Returns:
             The action.
@@ -155,6 +167,8 @@ class TextWorldGame:
         Raises:
             DataError: The game cannot be won any more.
         """
+        if not self._has_read and _READ in self._state.admissible_commands:
+            return _READ
         plan = self._state.policy_commands
         if not plan:
             raise DataError(f"TextWorldGame: {self._path.name} cannot be won from here; begin it again.")
@@ -167,7 +181,7 @@ class TextWorldGame:
     def _observation(self, text: str, *, is_understood: bool) -> Observation:
         state = self._state
         return Observation(
-            text=text,
+            text=_BLANK_LINES.sub("\n\n", _STATUS_LINE.sub("", text)),
             actions=tuple(state.admissible_commands),
             score=state.score / state.max_score,
             is_done=bool(state.won or state.lost),

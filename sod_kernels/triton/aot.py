@@ -2,8 +2,7 @@
 
 Run as `python -m sod_kernels.triton.aot` (with TRITON_INTERPRET unset). For each target, logits dtype and
 variant it compiles with the compiler and assembler that Triton ships, disassembles, prints one line, and
-fails on the following. `--sample` takes a part of the whole table, in turn: every variant, of every kernel
-each target and each dtype, and the binaries that are tightest.
+fails on the following.
 
 - a spilled register or a stack frame;
 - more registers than let two programs share a multiprocessor, or more shared memory than the kernels' budget;
@@ -50,12 +49,6 @@ _POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "float
 MAX_REGISTERS = {"sm": TWO_PROGRAMS, "gfx": 256}
 # The kernels need it only for the final merge across warps.
 MAX_SHARED_BYTES = 16 * 1024
-# What spills where the assembler has the choice of registers, so that every sample looks at it.
-TIGHT = (
-    ("sm_80", "bfloat16", "first_sweep-forward_kl"),
-    ("sm_80", "float64", "first_sweep-forward_kl"),
-    ("sm_100", "float32", "unit_columns-jsd"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,25 +219,13 @@ def _compile_named(task: tuple[str, str, str], override: LaunchConfig | None) ->
     return binary, violations(variant, target, binary)
 
 
-def _tasks(
-    targets: list[str], dtypes: list[str], kernels: list[str], *, is_sample: bool = False
-) -> list[tuple[str, str, str]]:
+def _tasks(targets: list[str], dtypes: list[str], kernels: list[str]) -> list[tuple[str, str, str]]:
     names = [
         variant.name
         for variant in variants(CONFIGS[(TARGETS[0], torch.float32)], torch.float32, VOCAB_SIZE)
         if variant.name.startswith(tuple(kernels))
     ]
-    if not is_sample:
-        return list(itertools.product(targets, dtypes, names))
-    by_kernel = [list(each) for _, each in itertools.groupby(sorted(names), _kernel_of)]
-    # Each kernel begins one target later than the one before, so that targets and dtypes are paired too.
-    in_turn = [
-        (targets[(turn + shift) % len(targets)], dtypes[turn % len(dtypes)], each[turn % len(each)])
-        for shift, each in enumerate(by_kernel)
-        for turn in range(max(len(each), len(targets), len(dtypes)))
-    ]
-    tight = [each for each in TIGHT if each[0] in targets and each[1] in dtypes and each[2] in names]
-    return list(dict.fromkeys(in_turn + tight))
+    return list(itertools.product(targets, dtypes, names))
 
 
 def _kernel_of(name: str) -> str:
@@ -281,7 +262,6 @@ def report(
     *,
     kernels: list[str],
     jobs: int,
-    is_sample: bool = False,
     override: LaunchConfig | None = None,
 ) -> int:
     """Compile and check, printing a line for each binary and one for each kernel.
@@ -291,7 +271,6 @@ def report(
         dtypes: Some of the keys of `DTYPES`.
         kernels: Beginnings of the names to compile; [""] for all.
         jobs: Processes that compile side by side.
-        is_sample: Whether every variant once, and every kernel with each target and each dtype, will do.
         override: Configuration to judge instead of the table's.
 
     Returns:
@@ -300,7 +279,7 @@ def report(
     layout = "{:8} {:9} {:40} {:>9} {:>6} {:>6} {:>8} {:>9}  {}"
     heads = ("target", "dtype", "kernel", "registers", "spills", "shared", "loads128", "stores128", "verdict")
     print(layout.format(*heads))
-    tasks = _tasks(targets, dtypes, kernels, is_sample=is_sample)
+    tasks = _tasks(targets, dtypes, kernels)
     started = time.monotonic()
     binaries: dict[tuple[str, str, str], Binary] = {}
     compile_one = functools.partial(_compile_named, override=override)
@@ -335,9 +314,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per core"
     )
-    parser.add_argument(
-        "--sample", action="store_true", help="every variant once, every kernel with each target and dtype"
-    )
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         print("aot: TRITON_INTERPRET is set, which replaces the compiler; unset it.", file=sys.stderr)
@@ -354,7 +330,6 @@ def main(arguments: list[str] | None = None) -> int:
         options.dtype or list(DTYPES),
         kernels=kernels,
         jobs=options.jobs,
-        is_sample=options.sample,
     )
     return 1 if failed else 0
 

@@ -61,34 +61,25 @@ def test_one_kernel_for_one_target(clean_environment):
     assert [each["kernel"] for each in kernels] == ["step_sums"]
 
 
-def test_every_variant_every_target_and_every_dtype_of_a_kernel_fits_the_budgets(
-    without_coverage, clean_environment
-):
-    # `make aot` compiles the whole table.
-    result = run([*MODULE, "--sample"], clean_environment)
-    assert result.returncode == 0, result.stdout + result.stderr
-    rows, kernels = parse(result.stdout)
+def test_the_table_has_every_variant_for_every_target_and_dtype():
     listed = variants(CONFIGS[("sm_90", torch.float32)], torch.float32, aot.VOCAB_SIZE)
-    names = {each.name.partition("-")[0] for each in listed}
-    assert {row["kernel"] for row in rows} == {each.name for each in listed}
-    assert set(aot.TIGHT) <= {(row["target"], row["dtype"], row["kernel"]) for row in rows}
-    met = [(row["kernel"].partition("-")[0], row["target"], row["dtype"]) for row in rows]
-    assert {(kernel, target) for kernel, target, _ in met} == set(itertools.product(names, aot.TARGETS))
-    assert {(kernel, dtype) for kernel, _, dtype in met} == set(itertools.product(names, aot.DTYPES))
-    assert {(target, dtype) for _, target, dtype in met} == set(itertools.product(aot.TARGETS, aot.DTYPES))
+    whole = aot._tasks(list(aot.TARGETS), list(aot.DTYPES), [""])
+    assert set(whole) == set(itertools.product(aot.TARGETS, aot.DTYPES, (each.name for each in listed)))
+
+
+def test_a_kernel_fits_the_budgets_on_every_target(clean_environment):
+    # `make aot` compiles the whole table in `make test`; this holds verdicts to the numbers beside them.
+    result = run([*MODULE, "--kernel", "second_sweep", "--dtype", "float32"], clean_environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows, (kernel,) = parse(result.stdout)
+    assert {row["target"] for row in rows} == set(aot.TARGETS)
     for row in rows:
         assert row["verdict"] == "ok"
         assert int(row["spills"]) == 0
-        # The table says so itself; the numbers are checked again in case its budgets are ever loosened.
         assert 0 < int(row["registers"]) <= (256 if row["target"] == "gfx942" else 128)
         assert int(row["shared"]) <= 16_384
-        # Gathered columns come one by one.
-        is_gathered = row["kernel"].startswith("unit_")
-        if not is_gathered and ("sweep" in row["kernel"] or "backward" in row["kernel"]):
-            assert int(row["loads128"]) >= (1 if "alone" in row["kernel"] else 2)
-    assert {each["kernel"] for each in kernels} == names
-    most = max(int(row["registers"]) for row in rows if row["kernel"].startswith("second_sweep"))
-    assert [each["registers"] for each in kernels if each["kernel"] == "second_sweep"] == [str(most)]
+        assert int(row["loads128"]) >= (1 if "alone" in row["kernel"] else 2)
+    assert kernel["registers"] == str(max(int(row["registers"]) for row in rows))
 
 
 def test_bad_configuration_is_caught(clean_environment):

@@ -43,7 +43,15 @@ def test_the_expert_cooks_and_the_score_adds_up_to_one(cooking):
     assert "Possible actions:" in opening
     total, num_turns, step = 0.0, 0, None
     while step is None or not step.is_done:
-        step = cooking.step(parse_hermes(cooking.expert_turn()), ())
+        turn = cooking.expert_turn()
+        assert (turn == "<action>examine cookbook</action>") == (num_turns == 0)
+        step = cooking.step(parse_hermes(turn), ())
+        if num_turns == 0:
+            (seen,) = step.messages
+            assert "Ingredients:" in seen["content"]
+            # Neither the padded status line nor rows of empty lines.
+            assert "-= " not in seen["content"]
+            assert "\n\n\n" not in seen["content"]
         total, num_turns = total + step.reward, num_turns + 1
         assert num_turns < 20
     assert step.is_success
