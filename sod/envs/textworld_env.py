@@ -127,6 +127,8 @@ class TextWorldGame:
             objective=True,
             admissible_commands=True,
             policy_commands=True,
+            command_templates=True,
+            entities=True,
             score=True,
             max_score=True,
             won=True,
@@ -138,17 +140,27 @@ class TextWorldGame:
             warnings.simplefilter("ignore", UnsupportedGameWarning)
             self._env: Any = textworld.start(str(path), request_infos=wanted)
         self._state: Any = None
+        self._words: frozenset[str] = frozenset()
         self._has_read = False
 
     def begin(self) -> Observation:
         """Start the game; the goal is told first, then the room."""
         with LIBRARY_LOCK:
             self._state = self._env.reset()
+        phrases = (*self._state.command_templates, *self._state.entities)
+        self._words = frozenset(" ".join(phrases).lower().split())
         self._has_read = False
         return self._observation(f"{self._state.objective}\n\n{self._state.description}", is_understood=True)
 
     def act(self, action: str) -> Observation:
-        """Do one action; the interpreter also understands words that are not in the list."""
+        """Do one action; the interpreter also understands some that are not in the list.
+
+        It gets to see words of the game only. It has commands of its own, also in the middle of a line, that
+        write and read files ("script", "save", "restore"), and a control character kills the process.
+        """
+        unknown = [word for word in action.lower().split() if word not in self._words]
+        if unknown:
+            return self._observation(f"The game does not know the word {unknown[0]!r}.", is_understood=False)
         possible = self._state.admissible_commands
         with LIBRARY_LOCK:
             self._state, _, _ = self._env.step(action)

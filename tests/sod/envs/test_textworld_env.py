@@ -71,6 +71,30 @@ def test_what_is_not_possible_is_flagged_and_changes_nothing(cooking):
     assert not act(cooking, "look").results[0].is_error
 
 
+@pytest.mark.parametrize(
+    ("action", "word"),
+    [
+        ("script elsewhere", "script"),
+        ("save", "save"),
+        ("look. save", "look."),
+        ("look then script elsewhere", "then"),
+        ("take su\x12 from fridge", "su\x12"),
+        ("take \x00 from fridge", "\x00"),
+        ("take \N{BANANA}", "\N{BANANA}"),
+    ],
+)
+def test_only_words_of_the_game_reach_its_interpreter(cooking, action, word, tmp_path, monkeypatch):
+    # The interpreter writes files into the current folder, and dies of control characters.
+    monkeypatch.chdir(tmp_path)
+    opening = cooking.reset()[-1]["content"]
+    step = act(cooking, action)
+    assert f"The game does not know the word {word!r}." in step.messages[0]["content"]
+    assert step.results[0].is_error
+    assert step.messages[0]["content"].partition("Possible actions:")[2] in opening
+    assert not list(tmp_path.iterdir())
+    assert not act(cooking, "look").results[0].is_error
+
+
 def test_games_in_several_threads_are_played_as_one_by_one(textworld_cache):
     section = TextWorldSection(cache=textworld_cache, recipe=1, take=1, has_cutting=True)
     built = build_environment(section)
