@@ -44,4 +44,10 @@ SOD_INLINE Part part_of_block(std::int64_t row_size, int width, int cluster_size
   return {start, row_size - start < capacity ? row_size - start : capacity, capacity};
 }
 
+// Where an entry of the row lies in the part; negative where it lies in another.
+SOD_INLINE std::int64_t position_in(const Part& part, std::int64_t entry) {
+  const std::int64_t position = entry - part.start;
+  return position < part.size ? position : -1;
+}
+
 }  // namespace sod::cuda

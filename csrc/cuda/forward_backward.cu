@@ -13,8 +13,8 @@ namespace {
 // ---- kernel
 // -------------------------------------------------------------------------------------------------
 
-// The row's numbers by the first block, the sampled ones by the block that has the entry: `sampled_id` counts
-// from the start of its part and is negative in all others.
+// The row's numbers by the first block, the sampled ones by the block that has the entry: `sampled_id` is
+// its position in the part, negative in all others.
 template <class Row>
 __device__ void write_outputs(const RowTriple<Row>& logits, const Problem& problem,
                               const ForwardOutputs& outputs, std::int64_t row, const RowState& state,
@@ -26,13 +26,6 @@ __device__ void write_outputs(const RowTriple<Row>& logits, const Problem& probl
   }
   if (sampled_id < 0) return;
   write_sampled(outputs, row, state, logits.student.at(sampled_id), logits.teacher.at(sampled_id), problem);
-}
-
-// The row's sampled id, counted from the start of the block's part; negative where it lies in another.
-__device__ inline std::int64_t sampled_id_of(const Problem& problem, std::int64_t row, const Part& part) {
-  if (problem.sampled_ids == nullptr) return -1;
-  const std::int64_t id = problem.sampled_ids[row] - part.start;
-  return id < part.size ? id : -1;
 }
 
 template <class T, Divergence divergence, bool has_reference>
@@ -59,7 +52,8 @@ __device__ __forceinline__ void process_row(const Problem& problem, const Backwa
       measure_row<divergence, has_reference>(logits, problem, make_exponent(problem.rows.temperature), team);
   // This block reads no other's memory any more.
   cluster_arrive();
-  const std::int64_t sampled_id = sampled_id_of(problem, row, part);
+  const std::int64_t sampled_id =
+      problem.sampled_ids == nullptr ? -1 : position_in(part, problem.sampled_ids[row]);
   write_outputs(logits, problem, outputs, row, state, sampled_id);
   const Upstream upstream = read_upstream(inputs, true, row);
   if (is_zero(upstream)) {

@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "cuda/cluster_plan.h"
+#include "cuda/cluster_team.cuh"
 #include "library.h"
 #include "sod/segments.h"
 #include "step_kl_batch.h"
@@ -125,6 +126,42 @@ void test_rows_shorter_than_a_cluster() {
   }
 }
 
+// What a block brings has another sum in every other order. Three turns, so that memory is used again.
+void reduces_over_its_cluster(const double* numbers, double* out) {
+  using namespace sod::cuda;
+  ClusterTeam<float> team({0, 0, 0}, shared_memory<ClusterMemory>());
+  for (int turn = 0; turn < 3; ++turn) {
+    const double own = threadIdx.x == 0 ? (turn + 1) * numbers[cluster_rank()] : 0.0;
+    float max[] = {static_cast<float>(own)};
+    double sums[] = {own, -own};
+    team.reduce_max(max);
+    team.reduce_sum(sums);
+    if (threadIdx.x != kThreads - 1) continue;
+    double* const results = out + blockIdx.x * 9 + turn * 3;
+    results[0] = static_cast<double>(max[0]);
+    results[1] = sums[0];
+    results[2] = sums[1];
+  }
+  cluster_arrive();
+  cluster_wait();
+}
+
+void test_every_block_gets_the_same_bits() {
+  const std::vector<double> numbers{1e16, 1, -1e16, 1, 3, 1e16, -1e16, 0.1};
+  for (const int schedule : {0, 1}) {
+    std::vector<double> out(8 * 9);
+    sod::cuda_on_cpu::set_order(static_cast<sod::cuda_on_cpu::Order>(schedule));
+    sod::cuda::launch_clusters<reduces_over_its_cluster>(1, 8, 0, nullptr, numbers.data(), out.data());
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const double scale = static_cast<double>(i % 9 / 3 + 1);
+      double sum = 0;
+      for (const double number : numbers) sum += scale * number;
+      const double max = static_cast<double>(static_cast<float>(scale * 1e16));
+      EXPECT(out[i] == (i % 3 == 0 ? max : i % 3 == 1 ? sum : -sum));
+    }
+  }
+}
+
 void test_where_no_cluster_does_it() {
   const Case c{Divergence::kReverseKL, 1.0, -6.0};
   const Upstream upstream{0.7f, -0.3f, 0.4f, 0.6f};
@@ -164,6 +201,11 @@ void test_the_plan() {
         const sod::cuda::Part part = sod::cuda::part_of_block(row, 8, size, rank);
         EXPECT(part.start == next && part.size <= part.capacity && part.capacity % 8 == 0);
         EXPECT(part.size == 0 || part.start % 8 == 0);
+        for (std::int64_t entry = 0; entry < row; ++entry) {
+          const std::int64_t at = sod::cuda::position_in(part, entry);
+          const bool is_inside = entry >= next && entry < next + part.size;
+          EXPECT(is_inside ? at == entry - next : at < 0);
+        }
         next = part.start + part.size;
       }
       EXPECT(next == row);
@@ -175,6 +217,7 @@ void test_the_plan() {
 
 int main() {
   test_the_plan();
+  test_every_block_gets_the_same_bits();
   test_every_size();
   test_many_pieces();
   test_rows_shorter_than_a_cluster();
