@@ -36,7 +36,7 @@ void sweep_once(int schedule, const sod::Problem& problem, const sod::BackwardIn
 // Blocks of a device with so much shared memory. Returns the size of the last launch's clusters, 0 without.
 template <class Launch>
 int cluster_of(std::int64_t block_bytes, Launch launch) {
-  sod::cuda_on_cpu::device = {block_bytes, {}};
+  sod::cuda_on_cpu::device = {block_bytes, {}, 0};
   launch();
   const std::vector<int>& clusters = sod::cuda_on_cpu::device.clusters;
   return clusters.empty() ? 0 : clusters.back();
@@ -47,9 +47,13 @@ std::int64_t packs_of(const Batch& batch) {
   return sod::cuda::divide_up(batch.layout.vocab, width);
 }
 
+std::int64_t num_rows(const Upstream& upstream) {
+  return upstream.reference_kl != 0 ? 3 : 2;
+}
+
 // As much memory as a block of such a cluster needs, and not more.
 std::int64_t bytes_for(const Batch& batch, const Upstream& upstream, int size) {
-  return (upstream.reference_kl != 0 ? 3 : 2) * sod::cuda::divide_up(packs_of(batch), size) * 16;
+  return num_rows(upstream) * sod::cuda::divide_up(packs_of(batch), size) * 16;
 }
 
 void check(const Batch& batch, const Case& c, const Upstream& upstream, int size) {
@@ -61,6 +65,11 @@ void check(const Batch& batch, const Case& c, const Upstream& upstream, int size
   };
   sweep(0, false);
   const Results first = results;
+  // The whole packs of the two active rows, once.
+  const std::int64_t bytes =
+      batch.layout.vocab * static_cast<std::int64_t>(sod::test::size_of(batch.layout.dtype));
+  EXPECT(sod::cuda_on_cpu::device.copied_bytes ==
+         static_cast<std::size_t>(2 * num_rows(upstream) * (bytes / 16 * 16)));
   for (const int row : {0, 2}) check_row(batch, c, upstream, first, row);
   for (std::size_t column = 0; 3 * column < num_tokens; ++column)
     EXPECT(first.tokens[3 * column + 1] == 0.0f);
@@ -89,14 +98,14 @@ void test_every_size() {
       {0.7f, 0, 0, 0}, {0.7f, 0, 0, 0.6f}, {0.7f, -0.3f, 0.4f, 0}, {0.7f, -0.3f, 0.4f, 0.6f}, {0, 0, 0, 0}};
   const DType dtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
   const Content contents[] = {Content::kPlain, Content::kFarFromZero, Content::kWithHoles};
-  // All pairs of these with a size and a case come up over three turns, and not their product.
+  // Every case with every size and every dtype; the others take turns.
   std::size_t turn = 0;
   for (const Case& c : cases) {
     for (const int size : {1, 2, 4, 8}) {
       for (int i = 0; i < 3; ++i, ++turn) {
         const Upstream& upstream = upstreams[turn % 5];
         const DType dtype = dtypes[turn % 3];
-        // No logit of the kit is so far from 0 in 16 bits that they could tell two of them apart.
+        // So far from 0 the kit's logits come out alike in 16 bits.
         const Content content = contents[(turn / 3 + turn) % 3];
         const bool is_too_far = content == Content::kFarFromZero && dtype != DType::kFloat32;
         const std::int64_t vocab = turn % 2 == 0 ? 2501 : 301;

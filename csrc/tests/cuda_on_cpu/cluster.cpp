@@ -112,6 +112,7 @@ void bulk_copy(void* shared, const void* global, std::size_t bytes, const void* 
   if (!is_shared(shared, bytes)) fail("copies to what is not its shared memory");
   barrier.copies.push_back({shared, global, bytes});
   barrier.started += bytes;
+  device.copied_bytes += bytes;
   if (is_complete(barrier)) wake_all(barrier.sleeping);
 }
 

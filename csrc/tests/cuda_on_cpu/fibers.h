@@ -28,10 +28,11 @@ struct Grid {
   std::size_t dynamic_bytes = 0;  // of a block's shared memory
 };
 
-// What kernels that want clusters ask of the device, and what they were given: the sizes of their clusters.
+// What kernels that want clusters ask of the device, and what they did.
 struct Device {
   std::int64_t cluster_block_bytes = 0;  // of shared memory that a block may ask for; 0 without clusters
-  std::vector<int> clusters;
+  std::vector<int> clusters;             // their sizes, launch by launch
+  std::size_t copied_bytes = 0;          // by bulk copies
 };
 inline Device device;
 
