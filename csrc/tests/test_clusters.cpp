@@ -25,8 +25,8 @@ using sod::test::Upstream;
 constexpr double kNone = -INFINITY;
 
 // Upstream gradients that are 0 may be left out.
-void sweep_once(int schedule, const sod::Problem& problem, const sod::BackwardInputs& inputs,
-                const sod::ForwardOutputs& outputs, const sod::Gradient& gradient) {
+void sweep_in_clusters(int schedule, const sod::Problem& problem, const sod::BackwardInputs& inputs,
+                       const sod::ForwardOutputs& outputs, const sod::Gradient& gradient) {
   sod::BackwardInputs given = inputs;
   if (inputs.grad_student_log_probs[0] == 0) given.grad_student_log_probs = nullptr;
   if (inputs.grad_student_entropy[0] == 0) given.grad_student_entropy = nullptr;
@@ -60,8 +60,9 @@ void check(const Batch& batch, const Case& c, const Upstream& upstream, int size
   const std::size_t num_tokens = upstream.reference_kl != 0 ? 15 : 12;
   Results results;
   const auto sweep = [&](int schedule, bool is_in_place) {
-    EXPECT(size == cluster_of(bytes_for(batch, upstream, size),
-                              [&] { results = run(batch, c, upstream, sweep_once, schedule, is_in_place); }));
+    EXPECT(size == cluster_of(bytes_for(batch, upstream, size), [&] {
+             results = run(batch, c, upstream, sweep_in_clusters, schedule, is_in_place);
+           }));
   };
   sweep(0, false);
   const Results first = results;
@@ -178,7 +179,8 @@ void test_where_no_cluster_does_it() {
   const Batch odd = make_batch({DType::kBFloat16, 45, 45}, 1.0, Content::kPlain);
   const auto size_with = [&](const Batch& batch, std::int64_t block_bytes) {
     Results once;
-    const int size = cluster_of(block_bytes, [&] { once = run(batch, c, upstream, sweep_once, 0, false); });
+    const int size =
+        cluster_of(block_bytes, [&] { once = run(batch, c, upstream, sweep_in_clusters, 0, false); });
     expect_same(run(batch, c, upstream, sod::test::sweep_twice, 0, false), once, 15);
     return size;
   };
