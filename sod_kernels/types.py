@@ -179,6 +179,22 @@ class Backend(Protocol):
         """
         ...
 
+    def forward_backward(
+        self,
+        upstream: TokenGradients,
+        inputs: TokenInputs,
+        num_steps: int,
+        spec: DivergenceSpec,
+        *,
+        out: Tensor | None = None,
+    ) -> tuple[TokenStats, Tensor]:
+        """Run both sweeps where the gradients of the outputs are known before; the same bits as from two.
+
+        A backend that can do so visits each row once, and makes its gradient while its logits are at hand.
+        `out` as in `backward`.
+        """
+        ...
+
     def log_probs_forward(self, inputs: LogProbInputs) -> LogProbStats:
         """Run the forward sweep over the student alone: log-probabilities of K ids per row, and entropy."""
         ...

@@ -100,6 +100,11 @@ inline void sweep_twice(int schedule, const Problem& problem, const BackwardInpu
   call(library::backward, schedule, problem, inputs, gradient);
 }
 
+inline void sweep_once(int schedule, const Problem& problem, const BackwardInputs& inputs,
+                       const ForwardOutputs& outputs, const Gradient& gradient) {
+  call(library::forward_backward, schedule, problem, inputs, outputs, gradient);
+}
+
 inline Results run(const Batch& batch, const Case& c, const Upstream& upstream, Sweep sweep, int schedule,
                    bool is_in_place) {
   const auto& [dtype, vocab, stride] = batch.layout;

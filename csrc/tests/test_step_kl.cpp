@@ -43,6 +43,11 @@ void check(const Batch& batch, const Case& c, const Upstream& upstream) {
     expect_same(results, run(batch, c, upstream, sod::test::sweep_twice, schedule, schedule == 1),
                 3 * columns);
   }
+  // And from one visit to each row.
+  for (int schedule = 0; schedule < sod::test::kSchedules; ++schedule) {
+    expect_same(results, run(batch, c, upstream, sod::test::sweep_once, schedule, schedule == 1),
+                3 * columns);
+  }
 }
 
 // Steps that interleave, steps without rows, and more rows than threads of a block.
