@@ -21,11 +21,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     fill_zeros<width>(out, gradient.width);
     return;
   }
+  Coefficients& coefficients = shared_memory<Coefficients>();
+  const Targets targets =
+      share_coefficients<has_reference>(problem, inputs.row_state[row], upstream, coefficients);
   const std::int64_t size = problem.rows.vocab_size;
   const std::int64_t sampled_id = upstream.log_prob != 0 ? problem.sampled_ids[row] : -1;
-  write_gradient<divergence, has_reference, width>(rows_of<T>(problem, row), out, size, problem,
-                                                   inputs.row_state[row], upstream, sampled_id,
-                                                   shared_memory<Coefficients>());
+  write_gradient<divergence, has_reference, width>(rows_of<T>(problem, row), out, size, targets, coefficients,
+                                                   sampled_id, upstream.log_prob, problem.rows.temperature);
   for (std::int64_t i = size + threadIdx.x; i < gradient.width; i += kThreads) out[i] = from_float<T>(0.0f);
 }
 

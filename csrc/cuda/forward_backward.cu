@@ -59,9 +59,10 @@ __device__ __forceinline__ void process_row(const Problem& problem, const Backwa
   if (is_zero(upstream)) {
     fill_zeros<width>(out, part.size);
   } else {
-    write_gradient<divergence, has_reference, width>(logits, out, part.size, problem, state, upstream,
+    const Targets targets = share_coefficients<has_reference>(problem, state, upstream, memory.coefficients);
+    write_gradient<divergence, has_reference, width>(logits, out, part.size, targets, memory.coefficients,
                                                      upstream.log_prob != 0 ? sampled_id : -1,
-                                                     memory.coefficients);
+                                                     upstream.log_prob, problem.rows.temperature);
   }
   // Others may read this block's until they have come here.
   cluster_wait();

@@ -89,34 +89,46 @@ __device__ inline Coefficients make_coefficients(const Problem& problem, const R
   return coefficients;
 }
 
-// Writes `size` entries of a row that something depends on, from a state that all threads of the block have
-// or can read. `sampled_id` is that of the one-hot, -1 where it is not among these entries. A target without
-// a gradient is not read.
-template <Divergence divergence, bool has_reference, int width, class Row, class T>
-__device__ __forceinline__ void write_gradient(const RowTriple<Row>& row, T* out, std::int64_t size,
-                                               const Problem& problem, const RowState& state,
-                                               const Upstream& upstream, std::int64_t sampled_id,
-                                               Coefficients& coefficients) {
-  const bool with_teacher = has_gradient(upstream.token_kl, state.divergence);
-  const bool with_reference = has_reference && has_gradient(upstream.reference_kl, state.reference_kl);
+// The targets that have a gradient to give.
+struct Targets {
+  bool teacher;
+  bool reference;
+};
+
+// Brings a row's coefficients to all threads of the block.
+template <bool has_reference>
+__device__ __forceinline__ Targets share_coefficients(const Problem& problem, const RowState& state,
+                                                      const Upstream& upstream, Coefficients& shared) {
+  const Targets targets{has_gradient(upstream.token_kl, state.divergence),
+                        has_reference && has_gradient(upstream.reference_kl, state.reference_kl)};
   if (threadIdx.x == 0) {
-    coefficients = make_coefficients(problem, state, upstream, with_teacher, with_reference);
+    shared = make_coefficients(problem, state, upstream, targets.teacher, targets.reference);
   }
   __syncthreads();
-  const float onehot = static_cast<float>(upstream.log_prob / problem.rows.temperature);
-  const Exponent exponent = make_exponent(problem.rows.temperature);
+  return targets;
+}
+
+// Writes `size` entries of a row that something depends on; a target without a gradient is not read.
+// `sampled_id` is that of the one-hot, negative where it is not among these entries.
+template <Divergence divergence, bool has_reference, int width, class Row, class T>
+__device__ __forceinline__ void write_gradient(const RowTriple<Row>& row, T* out, std::int64_t size,
+                                               const Targets& targets, const Coefficients& coefficients,
+                                               std::int64_t sampled_id, double grad_log_prob,
+                                               double temperature) {
+  const float onehot = static_cast<float>(grad_log_prob / temperature);
+  const Exponent exponent = make_exponent(temperature);
   const auto sweep = [&](auto teacher, auto reference) {
     sweep_gradient<divergence, decltype(teacher)::value, decltype(reference)::value, width>(
         row, out, size, coefficients, sampled_id, onehot, exponent);
   };
   if constexpr (has_reference) {
-    if (with_reference) {
-      with_teacher ? sweep(Flag<true>{}, Flag<true>{}) : sweep(Flag<false>{}, Flag<true>{});
+    if (targets.reference) {
+      targets.teacher ? sweep(Flag<true>{}, Flag<true>{}) : sweep(Flag<false>{}, Flag<true>{});
     } else {
-      with_teacher ? sweep(Flag<true>{}, Flag<false>{}) : sweep(Flag<false>{}, Flag<false>{});
+      targets.teacher ? sweep(Flag<true>{}, Flag<false>{}) : sweep(Flag<false>{}, Flag<false>{});
     }
   } else {
-    with_teacher ? sweep(Flag<true>{}, Flag<false>{}) : sweep(Flag<false>{}, Flag<false>{});
+    targets.teacher ? sweep(Flag<true>{}, Flag<false>{}) : sweep(Flag<false>{}, Flag<false>{});
   }
 }
 

@@ -126,6 +126,17 @@ void test_many_pieces() {
   }
 }
 
+// A vocabulary of today on a card of today, which lets a block have 227 KiB.
+void test_a_real_vocabulary() {
+  const Batch batch = make_batch({DType::kBFloat16, 151936, 151936}, 1.0, Content::kPlain);
+  const Upstream upstream{0.7f, 0, 0, 0};
+  Results results;
+  EXPECT(4 == cluster_of(226 * 1024, [&] {
+           results = run(batch, {Divergence::kJSD, 1.0, kNone}, upstream, sweep_in_clusters, 0, true);
+         }));
+  check_row(batch, {Divergence::kJSD, 1.0, kNone}, upstream, results, 2);
+}
+
 // Nine packs leave three of eight blocks without any.
 void test_rows_shorter_than_a_cluster() {
   const Upstream upstream{0.7f, -0.3f, 0.4f, 0};
@@ -231,6 +242,7 @@ int main() {
   test_every_block_gets_the_same_bits();
   test_every_size();
   test_many_pieces();
+  test_a_real_vocabulary();
   test_rows_shorter_than_a_cluster();
   test_where_no_cluster_does_it();
   return sod::test::finish();
