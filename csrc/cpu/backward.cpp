@@ -33,12 +33,12 @@ struct RowGradient {
 
 // A block of the gradient is complete before it is stored, so `out` may be the student's row.
 template <class T>
-void sweep(const RowGradient<T>& row, T* out, const Problem& problem, Exponent exponent, Walk walk) {
+void sweep(const RowGradient<T>& row, T* out, const Problem& problem, Exponent exponent) {
   Scratch student_scratch, target_scratch, gradient;
   float* g = gradient.values;
   const Destination destination = destination_of(out, row.student);
   const std::int64_t size = problem.rows.vocab_size;
-  const auto visit = [&](std::int64_t start, std::int64_t n) {
+  for_each_block<T>({row.student, row.teacher, row.reference}, size, [&](std::int64_t start, std::int64_t n) {
     const float* s = widen(row.student + start, student_scratch, n);
     if (row.teacher == nullptr) {
       student_gradients(s, g, n, row.pair, exponent);
@@ -52,8 +52,7 @@ void sweep(const RowGradient<T>& row, T* out, const Problem& problem, Exponent e
     }
     if (row.sampled_id >= start && row.sampled_id < start + n) g[row.sampled_id - start] += row.onehot;
     store(g, out + start, n, destination);
-  };
-  for_each_block<T>({row.student, row.teacher, row.reference}, size, visit, walk);
+  });
 }
 
 template <class T>
@@ -80,21 +79,21 @@ RowGradient<T> prepare_row(const Problem& problem, const RowState& state, const 
 
 template <class T>
 void process_row(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
-                 std::int64_t row, Exponent exponent, Walk walk) {
+                 std::int64_t row, Exponent exponent) {
   T* out = row_of<T>(gradient, row);
   const Upstream upstream = read_upstream(inputs, problem.rows.step_ids[row] >= 0, row);
   if (is_zero(upstream)) {
     fill_zeros(out, 0, gradient.width);
     return;
   }
-  sweep(prepare_row<T>(problem, inputs.row_state[row], upstream, row), out, problem, exponent, walk);
+  sweep(prepare_row<T>(problem, inputs.row_state[row], upstream, row), out, problem, exponent);
   fill_zeros(out, problem.rows.vocab_size, gradient.width);
 }
 
 void differentiate_row(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
-                       std::int64_t row, Exponent exponent, Walk walk) {
+                       std::int64_t row, Exponent exponent) {
   with_row_type(problem.rows.dtype, [&](auto* type) {
-    process_row<std::remove_pointer_t<decltype(type)>>(problem, inputs, gradient, row, exponent, walk);
+    process_row<std::remove_pointer_t<decltype(type)>>(problem, inputs, gradient, row, exponent);
   });
   finish_stores();
 }
@@ -104,9 +103,8 @@ void differentiate_row(const Problem& problem, const BackwardInputs& inputs, con
 void backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
               int num_threads) {
   const Exponent exponent = make_exponent(problem.rows.temperature);
-  for_each_row(problem.rows, num_threads, [&](std::int64_t row) {
-    differentiate_row(problem, inputs, gradient, row, exponent, Walk::kUpwards);
-  });
+  for_each_row(problem.rows, num_threads,
+               [&](std::int64_t row) { differentiate_row(problem, inputs, gradient, row, exponent); });
 }
 
 void forward_backward(const Problem& problem, const BackwardInputs& inputs, const ForwardOutputs& outputs,
@@ -114,7 +112,7 @@ void forward_backward(const Problem& problem, const BackwardInputs& inputs, cons
   const Exponent exponent = make_exponent(problem.rows.temperature);
   for_each_row(problem.rows, num_threads, [&](std::int64_t row) {
     measure_row(problem, outputs, row, exponent);
-    differentiate_row(problem, inputs, gradient, row, exponent, Walk::kDownwards);
+    differentiate_row(problem, inputs, gradient, row, exponent);
   });
   sum_steps(problem.rows.step_ids, problem.rows.count(), outputs);
 }

@@ -98,30 +98,17 @@ void fill_zeros(T* out, std::int64_t from, std::int64_t to) {
   std::memset(static_cast<void*>(out + from), 0, static_cast<std::size_t>(to - from) * sizeof(T));
 }
 
-// In which order a row is walked. A row that was just walked upwards and is larger than the cache has its end
-// there, not its beginning.
-enum class Walk { kUpwards, kDownwards };
-
 // Calls visit(start, length) for every block, having asked for the data of the one after it. Null rows are
 // left out.
 template <class T, class Visit>
-void for_each_block(std::initializer_list<const T*> rows, std::int64_t size, Visit visit,
-                    Walk walk = Walk::kUpwards) {
-  const std::int64_t count = (size + kBlock - 1) / kBlock;
-  const auto start_of = [&](std::int64_t block) {
-    return (walk == Walk::kUpwards ? block : count - 1 - block) * kBlock;
-  };
-  const auto length_of = [&](std::int64_t start) { return std::min(kBlock, size - start); };
-  for (std::int64_t block = 0; block < count; ++block) {
-    if (block + 1 < count) {
-      const std::int64_t next = start_of(block + 1);
-      const std::int64_t bytes = length_of(next) * static_cast<std::int64_t>(sizeof(T));
-      for (const T* row : rows) {
-        if (row != nullptr) prefetch(row + next, bytes);
-      }
+void for_each_block(std::initializer_list<const T*> rows, std::int64_t size, Visit visit) {
+  for (std::int64_t start = 0; start < size; start += kBlock) {
+    const std::int64_t n = std::min(kBlock, size - start);
+    const std::int64_t ahead = std::min(kBlock, size - start - n) * static_cast<std::int64_t>(sizeof(T));
+    for (const T* row : rows) {
+      if (row != nullptr) prefetch(row + start + n, ahead);
     }
-    const std::int64_t start = start_of(block);
-    visit(start, length_of(start));
+    visit(start, n);
   }
 }
 

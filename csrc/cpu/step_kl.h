@@ -13,8 +13,8 @@ void forward(const Problem& problem, const ForwardOutputs& outputs, int num_thre
 void backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
               int num_threads);
 
-// Both, one row after the other: the same bits as `forward` and then `backward`, but much of what the
-// gradient of a row reads, from its end on, is still in the cache. `inputs.row_state` is `outputs.row_state`.
+// Both, one row after the other: the same bits as `forward` and then `backward`, but what the gradient of a
+// row reads is still in the cache. `inputs.row_state` is `outputs.row_state`.
 void forward_backward(const Problem& problem, const BackwardInputs& inputs, const ForwardOutputs& outputs,
                       const Gradient& gradient, int num_threads);
 
