@@ -63,7 +63,7 @@ _NUM_BOTH = NUM_INPUTS + len(Parts._fields)
 
 def _outputs(loss: Tensor, stats: TokenStats, gradient: Tensor) -> SingleSweepOutputs:
     *tokens, _, step_sums = stats
-    return SingleSweepOutputs(loss, *tokens, step_sums, gradient)
+    return SingleSweepOutputs._make((loss, *tokens, step_sums, gradient))
 
 
 def _split(arguments: tuple[Any, ...]) -> tuple[TokenInputs, Parts, tuple[Any, ...]]:

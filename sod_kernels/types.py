@@ -190,8 +190,8 @@ class Backend(Protocol):
     ) -> tuple[TokenStats, Tensor]:
         """Run both sweeps where the gradients of the outputs are known before; the same bits as from two.
 
-        A backend that can do so visits each row once, and makes its gradient while its logits are at hand.
-        `out` as in `backward`.
+        A backend that can do so visits each row once, and makes its gradient while its logits are at hand. Of
+        `upstream` only `token_kl` and `token_reference_kl` are other than 0. `out` as in `backward`.
         """
         ...
 

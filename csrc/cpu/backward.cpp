@@ -90,8 +90,6 @@ void process_row(const Problem& problem, const BackwardInputs& inputs, const Gra
   fill_zeros(out, problem.rows.vocab_size, gradient.width);
 }
 
-}  // namespace
-
 void differentiate_row(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
                        std::int64_t row, Exponent exponent) {
   with_row_type(problem.rows.dtype, [&](auto* type) {
@@ -99,6 +97,8 @@ void differentiate_row(const Problem& problem, const BackwardInputs& inputs, con
   });
   finish_stores();
 }
+
+}  // namespace
 
 void backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
               int num_threads) {

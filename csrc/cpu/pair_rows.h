@@ -8,10 +8,8 @@
 
 namespace sod::cpu {
 
-// The forward and the backward sweep at one row of a problem.
+// The forward sweep at one row of a problem.
 void measure_row(const Problem& problem, const ForwardOutputs& outputs, std::int64_t row, Exponent exponent);
-void differentiate_row(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
-                       std::int64_t row, Exponent exponent);
 
 // A pair of rows that the caller brings: floats, without a reference. The state of its
 // `problem.rows.vocab_size` entries; of the problem only options are read.

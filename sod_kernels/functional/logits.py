@@ -223,7 +223,7 @@ def _sweep(
     """Run the forward op; its outputs come out in the caller's leading shape."""
     arguments = (*_op_inputs(inputs), num_steps, *_op_options(spec, backend))
     outputs = _FORWARD(*arguments) if group is None else _SHARDED_FORWARD(*arguments, group)
-    return TokenStats(*_unbatched(outputs[:-1], inputs.step_ids), outputs[-1])
+    return TokenStats._make((*_unbatched(outputs[:-1], inputs.step_ids), outputs[-1]))
 
 
 def _sweep_once(
@@ -250,7 +250,7 @@ def _sweep_once(
         *_op_inputs(inputs), *parts, layout.num_steps, *_op_options(spec, backend)
     )
     # The row state stays inside the op, and nothing here reads it.
-    stats = TokenStats(*_unbatched(tokens, ids), row_state=step_sums, step_sums=step_sums)
+    stats = TokenStats._make((*_unbatched(tokens, ids), step_sums, step_sums))
     has_sampled = sampled is not None
     return make_output(
         loss,
