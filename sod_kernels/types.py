@@ -188,9 +188,10 @@ class Backend(Protocol):
         *,
         out: Tensor | None = None,
     ) -> tuple[TokenStats, Tensor]:
-        """Run both sweeps where the gradients of the outputs are known before; the same bits as from two.
+        """Run both sweeps where the gradients of the outputs are known before.
 
-        A backend that can do so visits each row once, and makes its gradient while its logits are at hand. Of
+        What comes out equals what two sweeps give, bit by bit or (native on CUDA) within rounding. A backend
+        that can do so visits each row once, and makes its gradient while its logits are at hand. Of
         `upstream` only `token_kl` and `token_reference_kl` are other than 0. `out` as in `backward`.
         """
         ...

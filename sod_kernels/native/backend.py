@@ -127,7 +127,7 @@ def forward_backward(
 ) -> tuple[TokenStats, Tensor]:
     """Compute statistics and gradient in one visit to each row, as `forward` and `backward` do in two.
 
-    The same bits on the CPU; on CUDA, where a cluster of several blocks shares a row, the same within rounding.
+    On the CPU the same bits; on CUDA, where several blocks may share a row, the same within rounding.
 
     Args:
         upstream: As in `backward`.
