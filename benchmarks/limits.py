@@ -44,7 +44,8 @@ def step_kl_work(case: Case, *, has_backward: bool) -> Work:
 
     Forward: each of the two logits of an entry is read once, 2 V b bytes per token with b bytes per logit.
     Backward: the upstream gradient exists only after the forward, and the logits no longer are in a cache by
-    then, so both are read again and the gradient is written: 3 V b more.
+    then, so both are read again and the gradient is written: 3 V b more. A single sweep, which is given it
+    before, needs the latter alone; it is held to the same limit, which it may beat.
 
     Arithmetic per entry, forward: for each side a maximum, a subtraction, an exponential and an addition (8);
     the difference of the two and its multiply-add into the expectation (3). Backward: p = exp(z - lse) is 2,

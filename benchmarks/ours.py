@@ -28,7 +28,7 @@ def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
     return inputs.student, inputs.student_head, inputs.teacher, inputs.teacher_head
 
 
-def _prepare(op: str, backend: str, *, is_weighted: bool) -> Callable[[Any], Loss]:
+def _prepare(op: str, backend: str, *, is_weighted: bool = False, **options: Any) -> Callable[[Any], Loss]:
     def prepare(inputs: LogitsInputs | TopKInputs | HiddenInputs) -> Loss:
         function = getattr(sod_kernels, op, None)
         if function is None:
@@ -47,7 +47,12 @@ def _prepare(op: str, backend: str, *, is_weighted: bool) -> Callable[[Any], Los
 
         def loss() -> Tensor:
             output = function(
-                *values, step_ids, num_steps=rows.num_steps, weighting=weighting, backend=backend
+                *values,
+                step_ids,
+                num_steps=rows.num_steps,
+                weighting=weighting,
+                backend=backend,
+                **options,
             )
             value: Tensor = output.loss
             return value
@@ -93,7 +98,8 @@ def our_contestants(op: str) -> list[Contestant]:
 
     Returns:
         For each backend one contestant without weights, which does the peers' work, and one with SOD's; for
-        the op from hidden states also the way through logits that it replaces, which counts as torch's.
+        the op from logits also a single sweep, on the backend that visits each row once; for the op from
+        hidden states also the way through logits that it replaces, which counts as torch's.
     """
     contestants = [
         Contestant(
@@ -105,6 +111,9 @@ def our_contestants(op: str) -> list[Contestant]:
         for backend in BACKENDS
         for is_weighted in (False, True)
     ]
+    if op == "step_kl":
+        name, prepare = "step_kl native, single sweep", _prepare(op, "native", single_sweep=True)
+        contestants.append(Contestant(name=name, kind=OURS, prepare=prepare))
     if op == "linear_step_kl":
         needed = float_logits(3)
         contestants.append(

@@ -9,6 +9,7 @@ from torch import nn
 
 from sod_kernels import _categories
 from sod_kernels._checks import arguments, hidden, shards, unit_kl, values, weightings
+from sod_kernels._checks.single_sweep import check_known_weights, check_single_sweep
 
 
 class OptionsModule(nn.Module):
@@ -58,8 +59,12 @@ def _check(module: str, options: dict[str, Any]) -> None:
         values.check_choice(module, "tail", options["tail"], _categories.TAILS)
     if options.get("process_group") is not None:
         shards.check_group(module, options["process_group"])
-    if "single_sweep" in options:
+    if "chunk_size" in options:
         hidden.check_mode(module, options["single_sweep"], options["reduction"], options["chunk_size"])
+    elif "single_sweep" in options:
+        check_single_sweep(module, options["single_sweep"], options["reduction"])
+        given = (options["weighting"], options["process_group"])
+        check_known_weights(module, options["single_sweep"], *given)
     if "kl_coefficient" in options:
         hidden.check_coefficients(module, options["kl_coefficient"], options["entropy_coefficient"])
     if "score" in options:

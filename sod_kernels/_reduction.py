@@ -59,6 +59,23 @@ def step_weights(
     return weights.detach().to(like.dtype)
 
 
+def counted_statistics(tokens: Tensor, trajectory: Tensor, dtype: torch.dtype) -> StepStatistics:
+    """Say what is known of steps before a sweep: enough for `divisors` and for weights that are given.
+
+    Args:
+        tokens: (S,) integer tokens of each step.
+        trajectory: (S,) trajectory of each step.
+        dtype: Of the statistics.
+
+    Returns:
+        Counts, and 0 for everything that is measured.
+    """
+    nothing = tokens.new_zeros(tokens.shape, dtype=dtype)
+    return StepStatistics(
+        divergence=nothing, uncertainty=nothing, entropy=nothing, tokens=tokens, trajectory=trajectory
+    )
+
+
 def reference_weights(weights: Tensor) -> Tensor:
     """Get the weight of the second target where `weights` is that of the first.
 
@@ -96,14 +113,22 @@ def reduce_loss(
     inner, outer = divisors(reduction, statistics, denominator)
     weighted = functools.reduce(
         torch.add,
-        (
-            # Not a product alone: weight 0 must silence an infinite divergence too.
-            torch.where(factor == 0, 0.0, factor * values)
-            for values, weights in terms
-            for factor in (token_factors(weights / inner, step_ids, token_weights),)
-        ),
+        (weigh(values, token_factors(weights / inner, step_ids, token_weights)) for values, weights in terms),
     )
     return weighted if reduction == "none" else weighted.sum() / outer
+
+
+def weigh(values: Tensor, factors: Tensor) -> Tensor:
+    """Multiply values per token, so that a factor of 0 silences an infinite value too.
+
+    Args:
+        values: Any shape.
+        factors: Same shape.
+
+    Returns:
+        The products, exactly 0 where the factor is.
+    """
+    return torch.where(factors == 0, 0.0, factors * values)
 
 
 def token_factors(per_step: Tensor, step_ids: Tensor, token_weights: Tensor | None) -> Tensor:

@@ -32,6 +32,7 @@ class StepKLLoss(OptionsModule):
         step_divergence: str = "kl",
         weighting: Callable[[StepStatistics], Tensor] | None = None,
         reduction: str = "token_mean",
+        single_sweep: bool = False,
         process_group: ProcessGroup | None = None,
         backend: str = "auto",
     ) -> None:
@@ -47,6 +48,7 @@ class StepKLLoss(OptionsModule):
             weighting: None, `SodWeighting`, `TurnWeighting` or a function; a tensor of weights fits one batch
                 only.
             reduction: "none", "sum", "token_mean", "step_mean" or "sequence_mean".
+            single_sweep: Whether the loss alone is differentiable, in a single sweep; without weights only.
             process_group: Of vocabulary-parallel logits, or None.
             backend: "auto", "reference", "native" or "triton".
 

@@ -40,6 +40,22 @@ def steps_from_mask(response_mask: Tensor) -> Tensor:
     return torch.where(inside, ids, -1)
 
 
+def step_tokens(step_ids: Tensor, num_steps: int) -> Tensor:
+    """Count the tokens of each step.
+
+    Args:
+        step_ids: Integer ids of any shape in [0, num_steps), -1 = in no step.
+        num_steps: Number of steps S.
+
+    Returns:
+        (S,) int64.
+    """
+    # Tokens in no step are collected past the last step.
+    bins = torch.where(step_ids < 0, num_steps, step_ids).flatten()
+    counts = torch.zeros(num_steps + 1, dtype=torch.int64, device=step_ids.device)
+    return counts.scatter_add(0, bins, torch.ones_like(bins))[:-1]
+
+
 def step_means(values: Tensor, step_ids: Tensor, num_steps: int) -> Tensor:
     """Average values over the tokens of each step, accumulated in float64.
 

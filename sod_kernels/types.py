@@ -179,6 +179,23 @@ class Backend(Protocol):
         """
         ...
 
+    def forward_backward(
+        self,
+        upstream: TokenGradients,
+        inputs: TokenInputs,
+        num_steps: int,
+        spec: DivergenceSpec,
+        *,
+        out: Tensor | None = None,
+    ) -> tuple[TokenStats, Tensor]:
+        """Run both sweeps where the gradients of the outputs are known before.
+
+        What comes out equals what two sweeps give, bit by bit or (native on CUDA) within rounding. A backend
+        that can do so visits each row once, and makes its gradient while its logits are at hand. Of
+        `upstream` only `token_kl` and `token_reference_kl` are other than 0. `out` as in `backward`.
+        """
+        ...
+
     def log_probs_forward(self, inputs: LogProbInputs) -> LogProbStats:
         """Run the forward sweep over the student alone: log-probabilities of K ids per row, and entropy."""
         ...

@@ -133,6 +133,9 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("num_threads"), WithoutGil());
   module.def("backward", &sod::cpu::backward, py::kw_only(), py::arg("problem"), py::arg("upstream"),
              py::arg("gradient"), py::arg("num_threads"), WithoutGil());
+  module.def("forward_backward", &sod::cpu::forward_backward, py::kw_only(), py::arg("problem"),
+             py::arg("upstream"), py::arg("outputs"), py::arg("gradient"), py::arg("num_threads"),
+             WithoutGil());
   module.def("log_probs_forward", &sod::cpu::log_probs_forward, py::kw_only(), py::arg("problem"),
              py::arg("outputs"), py::arg("num_threads"), WithoutGil());
   module.def("log_probs_backward", &sod::cpu::log_probs_backward, py::kw_only(), py::arg("problem"),

@@ -57,6 +57,13 @@ void backward(const sod::Problem& problem, const sod::BackwardInputs& upstream, 
       [&](cudaStream_t on) { return sod::cuda::backward(problem, upstream, gradient, on); });
 }
 
+void forward_backward(const sod::Problem& problem, const sod::BackwardInputs& upstream,
+                      const sod::ForwardOutputs& outputs, const sod::Gradient& gradient, int device,
+                      std::uintptr_t stream) {
+  run("forward_backward", device, stream,
+      [&](cudaStream_t on) { return sod::cuda::forward_backward(problem, upstream, outputs, gradient, on); });
+}
+
 void log_probs_forward(const sod::LogProbProblem& problem, const sod::LogProbOutputs& outputs, int device,
                        std::uintptr_t stream) {
   run("log_probs_forward", device, stream,
@@ -87,6 +94,8 @@ PYBIND11_MODULE(_cuda, module) {
              py::arg("stream"));
   module.def("backward", &backward, py::kw_only(), py::arg("problem"), py::arg("upstream"),
              py::arg("gradient"), py::arg("device"), py::arg("stream"));
+  module.def("forward_backward", &forward_backward, py::kw_only(), py::arg("problem"), py::arg("upstream"),
+             py::arg("outputs"), py::arg("gradient"), py::arg("device"), py::arg("stream"));
   module.def("log_probs_forward", &log_probs_forward, py::kw_only(), py::arg("problem"), py::arg("outputs"),
              py::arg("device"), py::arg("stream"));
   module.def("log_probs_backward", &log_probs_backward, py::kw_only(), py::arg("problem"),

@@ -90,18 +90,31 @@ void process_row(const Problem& problem, const BackwardInputs& inputs, const Gra
   fill_zeros(out, problem.rows.vocab_size, gradient.width);
 }
 
+void differentiate_row(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
+                       std::int64_t row, Exponent exponent) {
+  with_row_type(problem.rows.dtype, [&](auto* type) {
+    process_row<std::remove_pointer_t<decltype(type)>>(problem, inputs, gradient, row, exponent);
+  });
+  finish_stores();
+}
+
 }  // namespace
 
 void backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
               int num_threads) {
   const Exponent exponent = make_exponent(problem.rows.temperature);
-  with_row_type(problem.rows.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each_row(problem.rows, num_threads, [&](std::int64_t row) {
-      process_row<T>(problem, inputs, gradient, row, exponent);
-      finish_stores();
-    });
+  for_each_row(problem.rows, num_threads,
+               [&](std::int64_t row) { differentiate_row(problem, inputs, gradient, row, exponent); });
+}
+
+void forward_backward(const Problem& problem, const BackwardInputs& inputs, const ForwardOutputs& outputs,
+                      const Gradient& gradient, int num_threads) {
+  const Exponent exponent = make_exponent(problem.rows.temperature);
+  for_each_row(problem.rows, num_threads, [&](std::int64_t row) {
+    measure_row(problem, outputs, row, exponent);
+    differentiate_row(problem, inputs, gradient, row, exponent);
   });
+  sum_steps(problem.rows.step_ids, problem.rows.count(), outputs);
 }
 
 }  // namespace sod::cpu

@@ -1,5 +1,6 @@
 #include "cpu/blocks.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "sod/number.h"
@@ -198,19 +199,23 @@ SOD_CLONES void add_reference_gradients(const float* student, const float* refer
   }
 }
 
-void stream_float32(const float* gradient, float* out, std::int64_t n) {
+void stream(const void* values, void* out, std::int64_t bytes) {
+  const char* from = static_cast<const char*>(values);
+  char* to = static_cast<char*>(out);
   std::int64_t i = 0;
 #if defined(__SSE2__)
   // Whole cache lines: a partly written line would be read from memory first.
-  while (i < n && reinterpret_cast<std::uintptr_t>(out + i) % 64 != 0) {
-    out[i] = gradient[i];
-    ++i;
-  }
-  for (; i + 16 <= n; i += 16) {
-    for (std::int64_t j = i; j < i + 16; j += 4) _mm_stream_ps(out + j, _mm_loadu_ps(gradient + j));
+  const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(to) % 64);
+  i = std::min(bytes, (64 - past) % 64);
+  std::memcpy(to, from, static_cast<std::size_t>(i));
+  for (; i + 64 <= bytes; i += 64) {
+    for (std::int64_t j = i; j < i + 64; j += 16) {
+      const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + j));
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + j), part);
+    }
   }
 #endif
-  store_float32(gradient + i, out + i, n - i);
+  std::memcpy(to + i, from + i, static_cast<std::size_t>(bytes - i));
 }
 
 void store_float32(const float* gradient, float* out, std::int64_t n) {

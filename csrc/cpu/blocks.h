@@ -61,7 +61,7 @@ void add_reference_gradients(const float* student, const float* reference, float
                              const ReferenceGradientRow& row, Exponent exponent);
 
 // Gradients are not read again soon: this store goes past the cache where the processor can.
-void stream_float32(const float* gradient, float* out, std::int64_t n);
+void stream(const void* values, void* out, std::int64_t bytes);
 void store_float32(const float* gradient, float* out, std::int64_t n);
 void store_bfloat16(const float* gradient, std::uint16_t* out, std::int64_t n);
 void store_float16(const float* gradient, std::uint16_t* out, std::int64_t n);

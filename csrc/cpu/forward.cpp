@@ -151,13 +151,16 @@ RowState pair_state(const float* student, const float* teacher, const Problem& p
   return forward_row(RowTriple<float>{student, teacher, nullptr}, problem, exponent);
 }
 
+void measure_row(const Problem& problem, const ForwardOutputs& outputs, std::int64_t row, Exponent exponent) {
+  with_row_type(problem.rows.dtype, [&](auto* type) {
+    process_row<std::remove_pointer_t<decltype(type)>>(problem, outputs, row, exponent);
+  });
+}
+
 void forward(const Problem& problem, const ForwardOutputs& outputs, int num_threads) {
   const Exponent exponent = make_exponent(problem.rows.temperature);
-  with_row_type(problem.rows.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each_row(problem.rows, num_threads,
-                 [&](std::int64_t row) { process_row<T>(problem, outputs, row, exponent); });
-  });
+  for_each_row(problem.rows, num_threads,
+               [&](std::int64_t row) { measure_row(problem, outputs, row, exponent); });
   sum_steps(problem.rows.step_ids, problem.rows.count(), outputs);
 }
 

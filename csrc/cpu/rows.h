@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
 
 #include "cpu/blocks.h"
 #include "sod/number.h"
@@ -78,18 +79,27 @@ Destination destination_of(const T* out, const T* student) {
   return out == student ? Destination::kOverLogits : Destination::kFresh;
 }
 
-inline void store(const float* gradient, float* out, std::int64_t n, Destination destination) {
-  if (destination == Destination::kFresh) {
-    stream_float32(gradient, out, n);
-  } else {
-    store_float32(gradient, out, n);
-  }
+inline void convert(const float* gradient, float* out, std::int64_t n) {
+  store_float32(gradient, out, n);
 }
-inline void store(const float* gradient, BFloat16* out, std::int64_t n, Destination) {
+inline void convert(const float* gradient, BFloat16* out, std::int64_t n) {
   store_bfloat16(gradient, &out->bits, n);
 }
-inline void store(const float* gradient, Float16* out, std::int64_t n, Destination) {
+inline void convert(const float* gradient, Float16* out, std::int64_t n) {
   store_float16(gradient, &out->bits, n);
+}
+
+template <class T>
+void store(const float* gradient, T* out, std::int64_t n, Destination destination) {
+  if (destination == Destination::kOverLogits) return convert(gradient, out, n);
+  const std::int64_t bytes = n * static_cast<std::int64_t>(sizeof(T));
+  if constexpr (std::is_same_v<T, float>) {
+    stream(gradient, out, bytes);
+  } else {
+    alignas(64) T narrow[kBlock];
+    convert(gradient, narrow, n);
+    stream(narrow, out, bytes);
+  }
 }
 
 // Columns [from, to) become 0.

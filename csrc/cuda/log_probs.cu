@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   RowState state{};
   if (is_active) {
     const Exponent exponent = make_exponent(temperature);
-    state =
-        finish_softmax(sweep_softmax<width>(student, problem.rows.vocab_size, exponent, shared), temperature);
+    const BlockTeam<width> team{problem.rows.vocab_size, shared};
+    state = finish_softmax(sweep_softmax(DeviceRow<T>{student}, exponent, team), temperature);
   }
   if (threadIdx.x == 0) {
     outputs.student_entropy[row] = static_cast<float>(state.student_entropy);

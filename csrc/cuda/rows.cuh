@@ -10,6 +10,7 @@
 #include "sod/number.h"
 #include "sod/rows.h"
 #include "sod/softmax_state.h"
+#include "sod/step_kl.h"
 
 namespace sod::cuda {
 
@@ -60,6 +61,33 @@ __device__ __forceinline__ void store(T* address, const Pack<T, width>& pack) {
   }
 }
 
+// A row in device memory.
+template <class T>
+struct DeviceRow {
+  const T* data;
+
+  __device__ __forceinline__ float at(std::int64_t i) const { return to_float(data[i]); }
+  template <int width>
+  __device__ __forceinline__ Pack<T, width> pack(std::int64_t start) const {
+    return load<T, width>(data + start);
+  }
+};
+
+// The rows of one token. What a walk has no use for may be null.
+template <class Row>
+struct RowTriple {
+  Row student;
+  Row teacher;
+  Row reference;
+};
+
+template <class T>
+__device__ __forceinline__ RowTriple<DeviceRow<T>> rows_of(const Problem& problem, std::int64_t row) {
+  return {{row_of<T>(problem.student, problem.rows, row)},
+          {row_of<T>(problem.teacher, problem.rows, row)},
+          {row_of<T>(problem.reference, problem.rows, row)}};
+}
+
 // Whether every row can be read, or written, in packs; so it is where there are none.
 template <class T>
 inline bool is_aligned(const Logits& logits) {
@@ -71,6 +99,11 @@ inline bool is_aligned(const Logits& logits) {
 template <class T>
 inline bool is_aligned(const Gradient& gradient) {
   return is_aligned<T>(Logits{gradient.data, 0, gradient.width});
+}
+
+template <class T>
+inline bool is_aligned(const Problem& problem) {
+  return is_aligned<T>(problem.student) && is_aligned<T>(problem.teacher) && is_aligned<T>(problem.reference);
 }
 
 // Calls launch with a null pointer of the type that `dtype` names.
@@ -96,6 +129,31 @@ template <bool flag>
 struct Flag {
   static constexpr bool value = flag;
 };
+
+template <Divergence divergence>
+struct DivergenceOf {
+  static constexpr Divergence value = divergence;
+};
+
+// Calls launch with what kernels of a problem are compiled for: a null pointer of the rows' type, a
+// DivergenceOf, and a Flag that says whether there is a reference.
+template <class Launch>
+inline void with_variant(const Problem& problem, Launch launch) {
+  with_row_type(problem.rows.dtype, [&](auto* type) {
+    const auto with_divergence = [&](auto divergence) {
+      if (problem.reference.data != nullptr) return launch(type, divergence, Flag<true>{});
+      return launch(type, divergence, Flag<false>{});
+    };
+    switch (problem.divergence) {
+      case Divergence::kReverseKL:
+        return with_divergence(DivergenceOf<Divergence::kReverseKL>{});
+      case Divergence::kForwardKL:
+        return with_divergence(DivergenceOf<Divergence::kForwardKL>{});
+      case Divergence::kJSD:
+        return with_divergence(DivergenceOf<Divergence::kJSD>{});
+    }
+  });
+}
 
 // Calls visit(start, Width) for this thread's packs of a row: packs of `width`, then single entries for the
 // rest.
@@ -149,50 +207,36 @@ __device__ __forceinline__ double reduce_sum(double value, Shared& shared) {
   return reduce(value, [](double x, double y) { return x + y; }, shared.doubles);
 }
 
-// Brings all threads to the row's largest entries, then adds: a merge of all states at once. The reference
-// goes before the pair.
-__device__ inline ReferenceState<double> reduce(ReferenceState<float> state, const PairState<float>& pair,
-                                                Exponent exponent, Shared& shared) {
-  const float student_max = reduce_max(pair.student_max, shared);
-  const float max = reduce_max(state.max, shared);
-  rebase(state, pair, student_max, max, exponent);
-  return {max, reduce_sum(static_cast<double>(state.sum), shared),
-          reduce_sum(static_cast<double>(state.difference), shared)};
-}
+// The threads of a block as a team that has a row of `size` entries to walk over and to reduce.
+template <int width>
+struct BlockTeam {
+  std::int64_t size;
+  Shared& shared;
 
-template <WeightedBy weighting>
-__device__ PairState<double> reduce(PairState<float> state, Exponent exponent, Shared& shared) {
-  const float student_max = reduce_max(state.student_max, shared);
-  const float teacher_max = reduce_max(state.teacher_max, shared);
-  rebase<weighting>(state, student_max, teacher_max, exponent);
-  PairState<double> row;
-  row.student_max = student_max;
-  row.teacher_max = teacher_max;
-  row.student_sum = reduce_sum(static_cast<double>(state.student_sum), shared);
-  row.teacher_sum = reduce_sum(static_cast<double>(state.teacher_sum), shared);
-  row.student_moment = reduce_sum(static_cast<double>(state.student_moment), shared);
-  row.difference = reduce_sum(static_cast<double>(state.difference), shared);
-  if constexpr (weighting == WeightedBy::kTeacher) {
-    row.above_floor = reduce_sum(static_cast<double>(state.above_floor), shared);
+  template <class Visit>
+  __device__ __forceinline__ void for_each_pack(Visit visit) const {
+    cuda::for_each_pack<width>(size, visit);
   }
-  return row;
-}
+  template <int n>
+  __device__ __forceinline__ void reduce_max(float (&values)[n]) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i) values[i] = cuda::reduce_max(values[i], shared);
+  }
+  template <int n>
+  __device__ __forceinline__ void reduce_sum(double (&values)[n]) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i) values[i] = cuda::reduce_sum(values[i], shared);
+  }
+};
 
-__device__ inline SoftmaxState<double> reduce(SoftmaxState<float> state, Exponent exponent, Shared& shared) {
-  const float max = reduce_max(state.max, shared);
-  rebase(state, max, exponent);
-  return {max, reduce_sum(static_cast<double>(state.sum), shared),
-          reduce_sum(static_cast<double>(state.moment), shared)};
-}
-
-// One row's log-sum-exp and moment, by the whole block.
-template <int width, class T>
-__device__ SoftmaxState<double> sweep_softmax(const T* row, std::int64_t size, Exponent exponent,
-                                              Shared& shared) {
+// One row's log-sum-exp and moment. Brings all threads to the row's largest entry, then adds: a merge of all
+// states at once.
+template <class Row, class Team>
+__device__ SoftmaxState<double> sweep_softmax(const Row& row, Exponent exponent, Team& team) {
   SoftmaxState<float> state;
-  for_each_pack<width>(size, [&](std::int64_t start, auto entries) {
+  team.for_each_pack([&](std::int64_t start, auto entries) {
     constexpr int n = decltype(entries)::value;
-    const Pack<T, n> pack = load<T, n>(row + start);
+    const auto pack = row.template pack<n>(start);
     float max = state.max;
 #pragma unroll
     for (int i = 0; i < n; ++i) max = larger(max, to_float(pack.values[i]));
@@ -206,7 +250,12 @@ __device__ SoftmaxState<double> sweep_softmax(const T* row, std::int64_t size, E
       state.moment += weight * at_least(a, exponent.lowest);
     }
   });
-  return reduce(state, exponent, shared);
+  float max[] = {state.max};
+  team.reduce_max(max);
+  rebase(state, max[0], exponent);
+  double sums[] = {static_cast<double>(state.sum), static_cast<double>(state.moment)};
+  team.reduce_sum(sums);
+  return {max[0], sums[0], sums[1]};
 }
 
 }  // namespace sod::cuda

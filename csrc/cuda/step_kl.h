@@ -16,4 +16,10 @@ cudaError_t forward(const Problem& problem, const ForwardOutputs& outputs, cudaS
 cudaError_t backward(const Problem& problem, const BackwardInputs& inputs, const Gradient& gradient,
                      cudaStream_t stream);
 
+// What `forward` and then `backward` do, whose `inputs.row_state` is `outputs.row_state`. On cards of compute
+// capability 9.0 and later a cluster of blocks keeps each row on the chip where it can: reads each active row
+// once and writes the gradient once, also over the student's logits.
+cudaError_t forward_backward(const Problem& problem, const BackwardInputs& inputs,
+                             const ForwardOutputs& outputs, const Gradient& gradient, cudaStream_t stream);
+
 }  // namespace sod::cuda

@@ -1,30 +1,21 @@
 // That the emulation sees what it is for: each kernel here has one fault.
 #include <cmath>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "cuda/rows.cuh"
+#include "failure_of.h"
 
 namespace {
 
 using sod::cuda::kThreads;
 using sod::cuda_on_cpu::Order;
+using sod::test::has;
 
-// What the launch throws; "" if it ends well.
 template <auto kernel, class... Arguments>
 std::string failure_of(std::int64_t blocks, const Arguments&... arguments) {
-  try {
-    sod::cuda::launch_blocks<kernel>(blocks, nullptr, arguments...);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
+  return sod::test::failure_of([&] { sod::cuda::launch_blocks<kernel>(blocks, nullptr, arguments...); });
 }
 
 // ---- barriers

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sod_kernels._checks.single_sweep import check_single_sweep
 from sod_kernels._checks.values import FLOAT_DTYPES, check_count, check_number, check_tensor
 
 
@@ -160,15 +161,9 @@ def check_mode(function: str, single_sweep: Any, reduction: str, chunk_size: Any
         TypeError: For a wrong type.
         ValueError: For a wrong number, or a loss per token in a single sweep.
     """
-    if not isinstance(single_sweep, bool):
-        raise TypeError(f"{function}: single_sweep is {type(single_sweep).__name__}; wanted True or False.")
+    check_single_sweep(function, single_sweep, reduction)
     if chunk_size is not None:
         check_count(function, "chunk_size", chunk_size, at_least=1)
-    if single_sweep and reduction == "none":
-        raise ValueError(
-            f"{function}: reduction='none' in a single sweep, which makes the gradients before it knows what "
-            "is done with each token's loss. Use single_sweep=False, or token_weights and another reduction."
-        )
 
 
 def check_coefficients(function: str, kl_coefficient: Any, entropy_coefficient: Any) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sod_kernels import _autograd, _parallel
-from sod_kernels._layout import resolve_layout, with_unit_stride
+from sod_kernels._checks.single_sweep import check_known_weights, check_single_sweep
+from sod_kernels._layout import StepLayout, resolve_layout, with_unit_stride
+from sod_kernels._reduction import (
+    counted_statistics,
+    divisors,
+    reference_weights,
+    step_weights,
+    token_factors,
+)
+from sod_kernels._single_sweep import Parts, step_kl_loss
 from sod_kernels.functional.options import Options, Weighting
-from sod_kernels.functional.output import finish
+from sod_kernels.functional.output import finish, make_output, step_statistics
+from sod_kernels.segments import step_tokens
 from sod_kernels.types import DivergenceSpec, StepKLOutput, TokenInputs, TokenStats
 
 if TYPE_CHECKING:
@@ -40,6 +52,7 @@ def step_kl(
     token_weights: Tensor | None = None,
     reduction: str = "token_mean",
     denominator: float | Tensor | None = None,
+    single_sweep: bool = False,
     process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> StepKLOutput:
@@ -55,8 +68,9 @@ def step_kl(
     :math:`w_k D_n + \max(0, 1 - w_k)\,\mathrm{KL}(p_n \| r_n)` takes the place of :math:`w_k D_n`.
 
     One sweep over the logits gives everything in the output; one more gives the gradient, whatever is built
-    on `loss`, `token_kl`, `token_reference_kl`, `student_log_probs` and `student_entropy`. Weights and step
-    statistics are detached, and neither teacher nor reference gets a gradient.
+    on `loss`, `token_kl`, `token_reference_kl`, `student_log_probs` and `student_entropy`. Where the weights
+    are known before, a *single sweep* gives both, for `loss` alone. Weights and step statistics are detached,
+    and neither teacher nor reference gets a gradient.
 
     Args:
         student_logits: (N, V) packed or (B, T, V) padded; float64, float32, bfloat16 or float16. A view such
@@ -94,6 +108,11 @@ def step_kl(
             trajectory, then mean over trajectories with tokens). Weights do not change the counts.
         denominator: Number or scalar tensor in place of the last division of a mean, for gradient
             accumulation and data parallelism. None: the batch's own.
+        single_sweep: Whether the loss alone is differentiable, its gradient made in the forward sweep, while
+            each row is at hand, and kept in place of the logits. Needs weights that are known before:
+            `weighting` None or a tensor; no process group, and no reduction "none". The gradient is that of
+            the loss itself in the dtype of the logits, and what the loss is multiplied with comes after that:
+            a loss scale does not keep a float16 gradient from underflow.
         process_group: For vocabulary-parallel logits: ranks that hold the same rows and equal shards of the
             columns, rank r those from r V / R on. Everything but the logits is the same on every rank, and
             so is everything in the output; `vocab_size` and `sampled_ids` count in the whole vocabulary. Ten
@@ -103,7 +122,8 @@ def step_kl(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        Loss, token and step statistics; float32 (float64 for float64 logits), nats.
+        Loss, token and step statistics; float32 (float64 for float64 logits), nats. In a single sweep
+        everything but `loss` is detached.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -126,6 +146,8 @@ def step_kl(
         denominator=denominator,
         backend=backend,
     )
+    check_single_sweep(_NAME, single_sweep, reduction)
+    check_known_weights(_NAME, single_sweep, weighting, process_group)
     others = {"teacher_logits": teacher_logits}
     if reference_logits is not None:
         others["reference_logits"] = reference_logits
@@ -145,6 +167,8 @@ def step_kl(
     backend_name = options.resolve_backend(student_logits, student_logits.dtype)
     sampled = None if sampled_ids is None else _parallel.local_ids(sampled_ids, shard)
     inputs = TokenInputs(student_logits, teacher_logits, reference_logits, ids, sampled)
+    if single_sweep:
+        return _sweep_once(inputs, layout, spec, options, backend_name)
     return finish(
         _sweep(inputs, layout.num_steps, spec, backend_name, shard.group),
         layout,
@@ -155,36 +179,85 @@ def step_kl(
     )
 
 
-def _sweep(
-    inputs: TokenInputs, num_steps: int, spec: DivergenceSpec, backend: str, group: str | None
-) -> TokenStats:
-    """Run the forward op, which takes (B, T, V): packed tokens go in as one row and come out as they were."""
-    is_packed = inputs.step_ids.dim() == 1
+def _batched(tensor: Tensor, step_ids: Tensor) -> Tensor:
+    """(B, T, ...), which ops take: packed tokens go in as one row."""
+    return tensor.unsqueeze(0) if step_ids.dim() == 1 else tensor
 
-    def batched(tensor: Tensor) -> Tensor:
-        return tensor.unsqueeze(0) if is_packed else tensor
+
+def _unbatched(outputs: Sequence[Tensor], step_ids: Tensor) -> list[Tensor]:
+    """The caller's leading shape again."""
+    return [each.squeeze(0) if step_ids.dim() == 1 else each for each in outputs]
+
+
+def _op_inputs(inputs: TokenInputs) -> TokenInputs:
+    """Everything as ops take it."""
+    student, teacher, reference, ids, sampled = inputs
 
     def dense(logits: Tensor) -> Tensor:
-        return batched(with_unit_stride(logits))
+        return _batched(with_unit_stride(logits), ids)
 
-    reference, sampled = inputs.reference_logits, inputs.sampled_ids
-    tensors_and_options = (
-        dense(inputs.student_logits),
-        dense(inputs.teacher_logits.detach()),
+    return TokenInputs(
+        dense(student),
+        dense(teacher.detach()),
         None if reference is None else dense(reference.detach()),
-        batched(inputs.step_ids),
-        None if sampled is None else batched(sampled.contiguous()),
-        num_steps,
+        _batched(ids, ids),
+        None if sampled is None else _batched(sampled.contiguous(), ids),
+    )
+
+
+def _op_options(spec: DivergenceSpec, backend: str) -> tuple[str | float | int | None, ...]:
+    floor = None if spec.min_log_prob is None else float(spec.min_log_prob)
+    return (
         spec.divergence,
         float(spec.beta),
         float(spec.temperature),
         spec.vocab_size,
-        None if spec.min_log_prob is None else float(spec.min_log_prob),
+        floor,
         backend,
     )
-    outputs = (
-        _FORWARD(*tensors_and_options) if group is None else _SHARDED_FORWARD(*tensors_and_options, group)
+
+
+def _sweep(
+    inputs: TokenInputs, num_steps: int, spec: DivergenceSpec, backend: str, group: str | None
+) -> TokenStats:
+    """Run the forward op; its outputs come out in the caller's leading shape."""
+    arguments = (*_op_inputs(inputs), num_steps, *_op_options(spec, backend))
+    outputs = _FORWARD(*arguments) if group is None else _SHARDED_FORWARD(*arguments, group)
+    return TokenStats._make((*_unbatched(outputs[:-1], inputs.step_ids), outputs[-1]))
+
+
+def _sweep_once(
+    inputs: TokenInputs, layout: StepLayout, spec: DivergenceSpec, options: Options, backend: str
+) -> StepKLOutput:
+    """Make loss and gradient in one op."""
+    student, _, reference, ids, sampled = inputs
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    known = counted_statistics(step_tokens(ids, layout.num_steps), layout.trajectory, dtype)
+    weights = step_weights(options.function, options.weighting, known)
+    inner, divisor = divisors(options.reduction, known, options.denominator)
+
+    def factors(per_step: Tensor) -> Tensor:
+        return _batched(token_factors(per_step / inner, ids, options.token_weights), ids)
+
+    parts = Parts(
+        factors=factors(weights),
+        reference_factors=None if reference is None else factors(reference_weights(weights)),
+        divisor=divisor,
+        learned=student[..., :0].sum(),
+        wants_gradient=torch.is_grad_enabled() and student.requires_grad,
     )
-    if is_packed:
-        outputs = (*(each.squeeze(0) for each in outputs[:-1]), outputs[-1])
-    return TokenStats._make(outputs)
+    loss, *tokens, step_sums, _ = step_kl_loss(
+        *_op_inputs(inputs), *parts, layout.num_steps, *_op_options(spec, backend)
+    )
+    # The row state stays inside the op, and nothing here reads it.
+    stats = TokenStats._make((*_unbatched(tokens, ids), step_sums, step_sums))
+    has_sampled = sampled is not None
+    return make_output(
+        loss,
+        stats,
+        step_statistics(stats, layout.trajectory, options.step_divergence, has_sampled=has_sampled),
+        weights,
+        backend,
+        has_sampled=has_sampled,
+        has_reference=reference is not None,
+    )

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sod_kernels._kept_gradients import gradients_of_all, keep_gradients, remember_learned, scale_gradients
 from sod_kernels._op_registry import Op, register, register_gradient
 from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Wanted
 from sod_kernels.linear.inputs import LinearInputs, LinearOptions, Objective
 from sod_kernels.linear.single import SingleSweepResult, run_single_sweep
-from sod_kernels.native import memory
 from sod_kernels.types import TokenGradients, TokenStats
 
 _INPUTS = (
@@ -54,7 +54,6 @@ _LOSS = (
     f"linear_step_kl_loss({_INPUTS}, {_OPTIONS}, {_OBJECTIVE}, {_WANTED}) -> (Tensor loss, {_TOKENS}, "
     f"Tensor step_sums, Tensor step_weights, {_GRADIENTS})"
 )
-_SCALE = f"linear_step_kl_scale(Tensor factor, Tensor learned, {_GRADIENTS}, str function) -> ({_GRADIENTS})"
 _NUM_INPUTS, _NUM_OPTIONS = len(LinearInputs._fields), len(LinearOptions._fields)
 _NUM_BOTH = _NUM_INPUTS + _NUM_OPTIONS
 # Hidden states, weight and bias of the student come first.
@@ -140,48 +139,12 @@ def _fake_loss(*arguments: Any) -> SingleSweepResult:
     )
 
 
-def _scale(factor: Tensor, learned: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return tuple(gradient * factor for gradient in rest[:_NUM_LEARNED])
-
-
-def _fake_scale(factor: Tensor, learned: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(gradient) for gradient in rest[:_NUM_LEARNED])
-
-
-def gradients_of_all(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Put together gradients of every argument of an op.
-
-    Args:
-        ctx: Of `remember_learned`.
-        gradients: Of the student's head.
-
-    Returns:
-        Those, in the dtypes of what they belong to, and None for everything else.
-    """
-    learned = (
-        gradient.to(dtype) if is_needed else None
-        for gradient, dtype, is_needed in zip(gradients, ctx.dtypes, ctx.needs_input_grad, strict=False)
-    )
-    return (*learned, *(None,) * (ctx.num_arguments - _NUM_LEARNED))
-
-
-def remember_learned(ctx: Any, arguments: tuple[Any, ...]) -> None:
-    """Note how many arguments an op has, and the dtypes of those that are learned.
-
-    Args:
-        ctx: Of autograd.
-        arguments: Hidden states, weight and bias of the student first.
-    """
-    ctx.num_arguments = len(arguments)
-    ctx.dtypes = [None if each is None else each.dtype for each in arguments[:_NUM_LEARNED]]
-
-
 def _set_up_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     stats = TokenStats(*output)
     ctx.mark_non_differentiable(stats.teacher_log_probs, stats.row_state, stats.step_sums)
     ctx.save_for_backward(*inputs[:_NUM_INPUTS], stats.row_state)
     ctx.options = inputs[_NUM_INPUTS:]
-    remember_learned(ctx, inputs)
+    remember_learned(ctx, inputs, _NUM_LEARNED)
 
 
 def _differentiate_forward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -197,11 +160,11 @@ def _differentiate_forward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...
 
 def _set_up_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     # The options end with it.
-    keep_gradients(ctx, inputs, output, inputs[_NUM_BOTH - 1])
+    keep_head_gradients(ctx, inputs, output, inputs[_NUM_BOTH - 1])
 
 
-def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], function: str) -> None:
-    """Keep the gradients that a single sweep has made, for `scale_gradients`.
+def keep_head_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], function: str) -> None:
+    """Keep the gradients of the student's head that a single sweep has made.
 
     Args:
         ctx: Of autograd.
@@ -209,65 +172,13 @@ def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         output: Loss first; gradients of those three last.
         function: Name for messages.
     """
-    ctx.function = function
-    ctx.mark_non_differentiable(*output[1:])
-    # A gradient of the gradient would come back to what is learned, so that must be at hand to be refused.
     learned = next((each for each in inputs[:_NUM_LEARNED] if each is not None and each.requires_grad), None)
-    ctx.save_for_backward(learned, *output[-_NUM_LEARNED:])
-    # Or else zeros would be made for every output, and one of those is as large as the head.
-    ctx.set_materialize_grads(False)
-    remember_learned(ctx, inputs)
-
-
-def scale_gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Scale them with the gradient of the loss.
-
-    Args:
-        ctx: Of `keep_gradients`.
-        grad: Of the loss.
-        *_: Of the other outputs, which have none.
-
-    Returns:
-        Gradients of every argument of the op.
-    """
-    num_arguments: int = ctx.num_arguments
-    if grad is None:
-        return (None,) * num_arguments
-    learned, *gradients = ctx.saved_tensors
-    if not _may_consume(gradients):
-        scaled = torch.ops.sod_kernels.linear_step_kl_scale(grad, learned, *gradients, ctx.function)
-        return gradients_of_all(ctx, scaled)
-    if not _is_one(grad):
-        gradients = [gradient.mul_(grad) for gradient in gradients]
-    return gradients_of_all(ctx, tuple(map(_narrowed, gradients, ctx.dtypes)))
-
-
-def _narrowed(gradient: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A gradient in the dtype of what it belongs to, if anybody wants it."""
-    if dtype in (None, gradient.dtype) or gradient.numel() == 0:
-        return gradient
-    return memory.empty(gradient.shape, dtype, gradient.device).copy_(gradient)
-
-
-def _is_one(factor: Tensor) -> bool:
-    """Whether scaling can be left out; elsewhere than on the CPU the answer would have to be waited for."""
-    return factor.device.type == "cpu" and bool(factor == 1.0)
-
-
-def _may_consume(gradients: list[Tensor]) -> bool:
-    """Whether nobody can ask for the saved gradients again, so that scaling them needs no second copy.
-
-    That is so in eager mode unless the graph is kept. Compiled code has tensors of a class of its own here.
-    """
-    is_eager = all(type(gradient) is Tensor for gradient in gradients)
-    keeps_graph: Any = torch._C._autograd._get_current_graph_task_keep_graph
-    return is_eager and not torch.is_grad_enabled() and not keeps_graph()
+    keep_gradients(ctx, inputs, output, num_learned=_NUM_LEARNED, learned=learned, function=function)
 
 
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate_forward, _set_up_forward)
 register_gradient(Op(_BACKWARD, _run_backward, _fake_backward))
 register(Op(_LOSS, _run_loss, _fake_loss), scale_gradients, _set_up_loss)
-register_gradient(Op(_SCALE, _scale, _fake_scale))
 
 linear_step_kl_forward = torch.ops.sod_kernels.linear_step_kl_forward
 linear_step_kl_loss = torch.ops.sod_kernels.linear_step_kl_loss

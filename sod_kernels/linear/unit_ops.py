@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sod_kernels._kept_gradients import gradients_of_all, remember_learned, scale_gradients
 from sod_kernels._op_registry import Op, register, register_gradient
 from sod_kernels._reduction import token_factors
 from sod_kernels._unit_ops import new_outputs
 from sod_kernels.linear.double import run_backward, run_forward
 from sod_kernels.linear.heads import Wanted
 from sod_kernels.linear.inputs import Objective
-from sod_kernels.linear.ops import gradients_of_all, keep_gradients, remember_learned, scale_gradients
+from sod_kernels.linear.ops import keep_head_gradients
 from sod_kernels.linear.single import SingleSweep
 from sod_kernels.linear.units import LinearUnitOptions, LinearUnits, LinearUnitTensors, SideScores
 from sod_kernels.types import TokenGradients, TokenStats
@@ -242,7 +243,7 @@ def _set_up_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[2:], *inputs[:_NUM_TENSORS])
     ctx.options = inputs[_NUM_TENSORS:]
-    remember_learned(ctx, inputs)
+    remember_learned(ctx, inputs, _NUM_LEARNED)
 
 
 def _differentiate_forward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -257,7 +258,7 @@ def _differentiate_forward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...
 
 def _set_up_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     # The options end with it.
-    keep_gradients(ctx, inputs, output, inputs[_NUM_BOTH - 1])
+    keep_head_gradients(ctx, inputs, output, inputs[_NUM_BOTH - 1])
 
 
 register(Op(_FORWARD, _run_forward, _fake_forward), _differentiate_forward, _set_up_forward)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from sod_kernels._reduction import divisors, step_weights
+from sod_kernels._reduction import counted_statistics, divisors, step_weights
 from sod_kernels.functional.output import step_statistics
 from sod_kernels.linear.inputs import Objective
 from sod_kernels.linear.plan import Chunk
@@ -87,17 +87,10 @@ class RunningWeights:
         self._function, self._objective, self._ledger, self._rows = function, objective, ledger, rows
         self._has_sampled = sweep.has_sampled
         self._trajectory = to_device(objective.step_trajectory, rows.ranks.device)
-        nothing = rows.tokens.new_zeros(rows.tokens.shape, dtype=sweep.dtype)
-        counted = StepStatistics(
-            divergence=nothing,
-            uncertainty=nothing,
-            entropy=nothing,
-            tokens=rows.tokens,
-            trajectory=self._trajectory,
-        )
+        counted = counted_statistics(rows.tokens, self._trajectory, sweep.dtype)
         inner, outer = divisors(objective.reduction, counted, objective.denominator)
         self.shares = (1.0 / (inner * outer))[rows.steps]
-        self.weights, self._latest = nothing[rows.steps], nothing
+        self.weights, self._latest = counted.divergence[rows.steps], counted.divergence
         self.num_known = 0
         if not needs_complete_steps(objective):
             self.num_known = rows.steps.shape[0]

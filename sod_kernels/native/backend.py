@@ -26,6 +26,7 @@ __all__ = [
     "availability",
     "backward",
     "forward",
+    "forward_backward",
     "log_probs_backward",
     "log_probs_forward",
     "release_memory",
@@ -68,22 +69,8 @@ def forward(inputs: TokenInputs, num_steps: int, spec: DivergenceSpec) -> TokenS
         TypeError: The logits have a dtype without compiled kernels.
         NativeUnavailableError: The library for the tensors' device cannot run here.
     """
-    device, shape = inputs.student_logits.device, inputs.step_ids.shape
-    library = loader.load(device.type)
-
-    def tokens(is_given: bool = True) -> Tensor:
-        return torch.empty(shape if is_given else (0,), dtype=torch.float32, device=device)
-
-    has_sampled = inputs.sampled_ids is not None
-    stats = TokenStats(
-        token_kl=tokens(),
-        token_reference_kl=tokens(inputs.reference_logits is not None),
-        student_log_probs=tokens(has_sampled),
-        teacher_log_probs=tokens(has_sampled),
-        student_entropy=tokens(),
-        row_state=torch.empty((*shape, len(RowState)), dtype=torch.float64, device=device),
-        step_sums=torch.empty((num_steps, _NUM_STEP_COLUMNS), dtype=torch.float64, device=device),
-    )
+    device = inputs.student_logits.device
+    library, stats = loader.load(device.type), _new_stats(inputs, num_steps)
     library.forward(
         problem=_problem(library, "forward", inputs, spec),
         outputs=library.Outputs(**addresses(stats), num_steps=num_steps),
@@ -128,6 +115,47 @@ def backward(
         **_execution(student.device),
     )
     return gradient
+
+
+def forward_backward(
+    upstream: TokenGradients,
+    inputs: TokenInputs,
+    num_steps: int,
+    spec: DivergenceSpec,
+    *,
+    out: Tensor | None = None,
+) -> tuple[TokenStats, Tensor]:
+    """Compute statistics and gradient in one visit to each row, as `forward` and `backward` do in two.
+
+    On the CPU the same bits; on CUDA, where several blocks may share a row, the same within rounding.
+
+    Args:
+        upstream: As in `backward`.
+        inputs: As in `forward`, like the next two.
+        num_steps: Number of steps S.
+        spec: What to compute.
+        out: As in `backward`.
+
+    Returns:
+        The statistics and the gradient of the student logits.
+
+    Raises:
+        TypeError: The logits have a dtype without compiled kernels.
+        ValueError: `out` cannot be written without spoiling other memory.
+        NativeUnavailableError: The library for the tensors' device cannot run here.
+    """
+    student = inputs.student_logits
+    library, stats = loader.load(student.device.type), _new_stats(inputs, num_steps)
+    problem = _problem(library, "forward_backward", inputs, spec)
+    gradient = memory.empty_like(student) if out is None else _checked("forward_backward", out, student)
+    library.forward_backward(
+        problem=problem,
+        upstream=library.Upstream(**addresses(upstream), row_state=stats.row_state.data_ptr()),
+        outputs=library.Outputs(**addresses(stats), num_steps=num_steps),
+        gradient=library.Gradient(data=gradient.data_ptr(), width=student.shape[-1]),
+        **_execution(student.device),
+    )
+    return stats, gradient
 
 
 def log_probs_forward(inputs: LogProbInputs) -> LogProbStats:
@@ -210,6 +238,25 @@ def release_memory() -> int:
     """
     num_bytes: int = loader.load("cpu").release_kept_pages()
     return num_bytes
+
+
+def _new_stats(inputs: TokenInputs, num_steps: int) -> TokenStats:
+    """Memory that the forward sweep fills."""
+    device, shape = inputs.student_logits.device, inputs.step_ids.shape
+
+    def tokens(is_given: bool = True) -> Tensor:
+        return torch.empty(shape if is_given else (0,), dtype=torch.float32, device=device)
+
+    has_sampled = inputs.sampled_ids is not None
+    return TokenStats(
+        token_kl=tokens(),
+        token_reference_kl=tokens(inputs.reference_logits is not None),
+        student_log_probs=tokens(has_sampled),
+        teacher_log_probs=tokens(has_sampled),
+        student_entropy=tokens(),
+        row_state=torch.empty((*shape, len(RowState)), dtype=torch.float64, device=device),
+        step_sums=torch.empty((num_steps, _NUM_STEP_COLUMNS), dtype=torch.float64, device=device),
+    )
 
 
 def _checked(function: str, out: Tensor, like: Tensor) -> Tensor:

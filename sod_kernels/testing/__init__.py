@@ -12,6 +12,7 @@ from sod_kernels.testing.cases import CASE_REASONS, StepKLCase, make_case, make_
 from sod_kernels.testing.checks import (
     assert_error_relative,
     check_backend_forward_backward,
+    check_backend_single_visit,
     check_issue_targets,
     nan_filled_empty,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "check_backend_log_prob_shards",
     "check_backend_log_probs",
     "check_backend_shards",
+    "check_backend_single_visit",
     "check_issue_targets",
     "make_case",
     "make_log_prob_inputs",

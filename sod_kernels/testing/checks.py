@@ -240,6 +240,34 @@ def check_backend_forward_backward(backend: Backend, case: StepKLCase) -> None:
     require(is_same(in_place, grad), f"{case.name}: the gradient written over the logits differs.")
 
 
+def check_backend_single_visit(backend: Backend, case: StepKLCase) -> None:
+    """Check that both sweeps in one call give the bits of two calls, in fresh memory and over the logits.
+
+    Args:
+        backend: A module (or object) with the backend interface.
+        case: From `make_case`.
+
+    Raises:
+        AssertionError: If anything differs, or an input was changed.
+    """
+    before = case.clone_tensors()
+    upstream = case.upstream._replace(
+        student_log_probs=torch.zeros_like(case.upstream.student_log_probs),
+        student_entropy=torch.zeros_like(case.upstream.student_entropy),
+    )
+    stats = backend.forward(case.inputs, case.num_steps, case.spec)
+    grad = backend.backward(upstream, case.inputs, stats.row_state, case.spec)
+    in_place = case.student_logits.clone(memory_format=torch.contiguous_format)
+    for out in (None, in_place):
+        inputs = case.inputs if out is None else case.inputs._replace(student_logits=out)
+        with nan_filled_empty():
+            ours, our_grad = backend.forward_backward(upstream, inputs, case.num_steps, case.spec, out=out)
+        for first, second in zip((*stats, grad), (*ours, our_grad), strict=True):
+            require(is_same(first, second), f"{case.name}: one call gives other bits than two.")
+    for first, second in zip(before, case.clone_tensors(), strict=True):
+        require(is_same(first, second), f"{case.name}: an input was changed.")
+
+
 def check_issue_targets(backend: Backend, case: StepKLCase) -> None:
     """Check the promised absolute accuracy in float32: token_kl to 5e-4 for KL >= 1e-3, gradient to 2e-5.
 

@@ -92,11 +92,6 @@ class TestOpcheck:
         arguments = (*inputs, *options, *_objective(has_all), True, True, has_all)
         torch.library.opcheck(torch.ops.sod_kernels.linear_step_kl_loss, arguments)
 
-    def test_scale(self, has_all):
-        gradients = (torch.ones(3, 2), torch.ones(4, 2) if has_all else torch.ones(0), torch.ones(0))
-        arguments = (torch.tensor(2.0), torch.ones(3, 2), *gradients, "linear_step_kl")
-        torch.library.opcheck(torch.ops.sod_kernels.linear_step_kl_scale, arguments)
-
 
 def test_meta_tensors_give_shapes():
     inputs, options = _arguments(has_all=True)

@@ -16,6 +16,7 @@ from sod_kernels.testing import (
     check_backend_log_prob_shards,
     check_backend_log_probs,
     check_backend_shards,
+    check_backend_single_visit,
     check_issue_targets,
     make_case,
     make_log_prob_inputs,
@@ -56,6 +57,25 @@ def test_every_case(name: str, divergence: str, dtype: torch.dtype) -> None:
 def test_every_case_with_a_reference(name: str, divergence: str, dtype: torch.dtype) -> None:
     case = make_case(name, divergence=divergence, dtype=dtype, with_reference=True)
     check_backend_forward_backward(backend, case)
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_one_visit_of_every_case(
+    name: str, divergence: str, dtype: torch.dtype, with_reference: bool
+) -> None:
+    floor = None if divergence == "jsd" else -6.0
+    case = make_case(
+        name, divergence=divergence, dtype=dtype, min_log_prob=floor, with_reference=with_reference
+    )
+    check_backend_single_visit(backend, case)
+
+
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_one_visit_without_floor_and_ids(name: str) -> None:
+    check_backend_single_visit(backend, make_case(name, with_sampled=False))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,6 +12,7 @@ from sod_kernels.testing import (
     CASE_REASONS,
     check_backend_forward_backward,
     check_backend_log_probs,
+    check_backend_single_visit,
     make_case,
     make_log_prob_inputs,
 )
@@ -30,6 +31,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def test_every_case(name: str, divergence: str, dtype: torch.dtype, with_reference: bool) -> None:
     case = make_case(name, divergence=divergence, dtype=dtype, with_reference=with_reference, device="cuda")
     check_backend_forward_backward(backend, case)
+    check_backend_single_visit(backend, case)
 
 
 @pytest.mark.parametrize("with_reference", [False, True])
@@ -40,6 +42,7 @@ def test_every_case_with_a_floor(name: str, divergence: str, with_reference: boo
         name, divergence=divergence, min_log_prob=-6.0, with_reference=with_reference, device="cuda"
     )
     check_backend_forward_backward(backend, case)
+    check_backend_single_visit(backend, case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

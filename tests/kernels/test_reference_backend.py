@@ -9,6 +9,7 @@ from sod_kernels.testing import (
     CASE_REASONS,
     check_backend_forward_backward,
     check_backend_log_probs,
+    check_backend_single_visit,
     check_issue_targets,
     make_case,
 )
@@ -37,6 +38,11 @@ def test_works_without_sampled_ids(name, divergence):
 def test_second_target(name, divergence, dtype):
     case = make_case(name, divergence=divergence, dtype=dtype, with_reference=True)
     check_backend_forward_backward(reference, case)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_both_sweeps_in_one_call(divergence):
+    check_backend_single_visit(reference, make_case("plain", divergence=divergence, with_reference=True))
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])

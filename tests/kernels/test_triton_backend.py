@@ -17,6 +17,7 @@ from sod_kernels.testing import (
     check_backend_log_prob_shards,
     check_backend_log_probs,
     check_backend_shards,
+    check_backend_single_visit,
     check_issue_targets,
     make_case,
     make_log_prob_inputs,
@@ -158,6 +159,10 @@ def test_floor_under_the_log_probs(name, with_reference, divergence):
 @pytest.mark.parametrize("name", ["plain", "scattered_steps", "no_tokens"])
 def test_works_without_sampled_ids(name):
     check_backend_forward_backward(backend, make_case(name, with_sampled=False, device=DEVICE))
+
+
+def test_both_sweeps_in_one_call():
+    check_backend_single_visit(backend, make_case("odd_width", with_reference=True, device=DEVICE))
 
 
 @pytest.mark.no_cover

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "cluster.h"
 #include "cuda_runtime_api.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -35,11 +36,12 @@ struct Thread {
   std::uint64_t value;
   int source;
   std::uint64_t result;
+  const Place* sleeps_in;
 };
 
 // Threads that wait for each other.
 struct Meeting {
-  unsigned first;  // thread of the block
+  unsigned first;  // thread of the cluster
   unsigned size;
   unsigned arrived;
   Place place;  // of those that have arrived
@@ -68,15 +70,25 @@ class Ranks {
   std::vector<std::uint64_t> words_;
 };
 
+struct Memory {
+  std::unique_ptr<char[]> bytes;
+  std::size_t size;
+};
+
+struct Block {
+  std::vector<Meeting> meetings;  // of the warps, then that of the block
+  std::map<const void*, Memory> shared;
+  unsigned num_done = 0;
+};
+
 struct Launch {
-  std::string name;
-  unsigned num_threads;
+  Grid grid;
   const std::function<void()>* kernel;
-  std::vector<Thread> threads;
+  std::vector<Thread> threads;  // of a cluster, block by block
   std::vector<unsigned> thread_of_rank;
   Ranks can_run;
-  std::vector<Meeting> meetings;  // of the warps, then that of the block
-  std::map<const void*, std::unique_ptr<char[]>> shared;
+  unsigned first_block;
+  std::vector<Block> blocks;
   std::string failure;
   jmp_buf scheduler;
 };
@@ -93,8 +105,12 @@ bool is_same(const Place& x, const Place& y) {
   return is_same_line && (x.file == y.file || std::strcmp(x.file, y.file) == 0);
 }
 
-std::string to_text(unsigned thread) {
-  return launch.name + ", block " + std::to_string(blockIdx.x) + ", thread " + std::to_string(thread);
+std::string to_text(unsigned block, unsigned thread) {
+  return launch.grid.name + ", block " + std::to_string(block) + ", thread " + std::to_string(thread);
+}
+
+Block& current_block() {
+  return launch.blocks[cluster_rank()];
 }
 
 std::vector<unsigned> order_of(unsigned count) {
@@ -146,7 +162,7 @@ void pause(Thread& thread) {
 void run_thread() {
   end_switch_to_thread();
   (*launch.kernel)();
-  launch.threads[threadIdx.x].is_done = true;
+  launch.threads[current_thread()].is_done = true;
   leave();
 }
 
@@ -166,7 +182,8 @@ void run_thread() {
 
 void resume(unsigned number) {
   Thread& thread = launch.threads[number];
-  threadIdx.x = number;
+  threadIdx.x = number % launch.grid.threads;
+  blockIdx.x = launch.first_block + number / launch.grid.threads;
   if (_setjmp(launch.scheduler) == 0) {
     begin_switch(thread.stack.get(), kStackBytes);
     if (!thread.has_started) start(number);
@@ -175,44 +192,73 @@ void resume(unsigned number) {
   end_switch_to_main();
 }
 
-// ---- one block
+// ---- one cluster
 
-void start_block() {
-  const unsigned count = launch.num_threads;
+void start_cluster() {
+  const unsigned size = launch.grid.threads, count = cluster_threads();
   launch.failure.clear();
-  launch.shared.clear();
+  forget_cluster();
   launch.thread_of_rank = order_of(count);
   for (unsigned rank = 0; rank < count; ++rank) launch.threads[launch.thread_of_rank[rank]].rank = rank;
-  for (Thread& thread : launch.threads) thread.has_started = thread.is_done = false;
+  for (Thread& thread : launch.threads) {
+    thread.has_started = thread.is_done = false;
+    thread.sleeps_in = nullptr;
+  }
   launch.can_run.fill(count);
-  launch.meetings.clear();
-  for (unsigned first = 0; first < count; first += kWarp) {
-    launch.meetings.push_back({first, std::min(kWarp, count - first), 0, {}});
+  launch.blocks.clear();
+  launch.blocks.resize(launch.grid.cluster_size);
+  for (unsigned rank = 0; rank < launch.grid.cluster_size; ++rank) {
+    std::vector<Meeting>& meetings = launch.blocks[rank].meetings;
+    for (unsigned first = 0; first < size; first += kWarp) {
+      meetings.push_back({rank * size + first, std::min(kWarp, size - first), 0, {}});
+    }
+    meetings.push_back({rank * size, size, 0, {}});
   }
-  launch.meetings.push_back({0, count, 0, {}});
 }
 
-std::string describe_deadlock(std::size_t num_done) {
-  std::string text = launch.name + ", block " + std::to_string(blockIdx.x) +
-                     ": threads wait for ever: " + std::to_string(num_done) + " have ended";
-  for (const Meeting& meeting : launch.meetings) {
+// Of one block that has not ended; "" of one that has.
+std::string describe_waiting(unsigned rank) {
+  const Block& block = launch.blocks[rank];
+  const unsigned size = launch.grid.threads;
+  if (block.num_done == size) return "";
+  std::string text = launch.grid.name + ", block " + std::to_string(launch.first_block + rank) +
+                     ": threads wait for ever: " + std::to_string(block.num_done) + " have ended";
+  for (const Meeting& meeting : block.meetings) {
     if (meeting.arrived == 0) continue;
-    text += "; " + std::to_string(meeting.arrived) + " of threads " + std::to_string(meeting.first) + " to " +
-            std::to_string(meeting.first + meeting.size - 1) + " wait in " + to_text(meeting.place);
+    const unsigned first = meeting.first - rank * size;
+    text += "; " + std::to_string(meeting.arrived) + " of threads " + std::to_string(first) + " to " +
+            std::to_string(first + meeting.size - 1) + " wait in " + to_text(meeting.place);
   }
-  return text;
+  std::map<std::string, unsigned> sleeping;
+  for (unsigned number = rank * size; number < (rank + 1) * size; ++number) {
+    const Place* place = launch.threads[number].sleeps_in;
+    if (place != nullptr) ++sleeping[to_text(*place)];
+  }
+  for (const auto& [place, count] : sleeping) text += "; " + std::to_string(count) + " wait in " + place;
+  return text + ". ";
 }
 
-void run_block() {
-  start_block();
-  std::size_t num_done = 0;
+void end_thread() {
+  Block& block = current_block();
+  if (++block.num_done < launch.grid.threads) return;
+  if (has_unfinished_copies(cluster_rank())) {
+    launch.failure =
+        to_text(blockIdx.x, threadIdx.x) + " ends its block, into which copies are still on their way";
+  }
+  block.shared.clear();
+}
+
+void run_cluster() {
+  start_cluster();
+  std::string waiting;
   for (int rank; (rank = launch.can_run.take_first()) >= 0;) {
     const unsigned number = launch.thread_of_rank[static_cast<std::size_t>(rank)];
     resume(number);
+    if (launch.failure.empty() && launch.threads[number].is_done) end_thread();
     if (!launch.failure.empty()) throw std::runtime_error(launch.failure);
-    num_done += launch.threads[number].is_done;
   }
-  if (num_done != launch.num_threads) throw std::runtime_error(describe_deadlock(num_done));
+  for (unsigned rank = 0; rank < launch.grid.cluster_size; ++rank) waiting += describe_waiting(rank);
+  if (!waiting.empty()) throw std::runtime_error(waiting);
 }
 
 // All have come: everybody gets its result and goes on.
@@ -233,27 +279,26 @@ void set_order(Order order) {
   current_order = order;
 }
 
-void run_grid(const std::string& name, unsigned blocks, unsigned threads,
-              const std::function<void()>& kernel) {
-  launch.name = name;
-  launch.num_threads = threads;
+void run_grid(const Grid& grid, const std::function<void()>& kernel) {
+  launch.grid = grid;
   launch.kernel = &kernel;
-  if (launch.threads.size() < threads) launch.threads.resize(threads);
-  for (const unsigned block : order_of(blocks)) {
-    blockIdx.x = block;
-    run_block();
+  if (launch.threads.size() < cluster_threads()) launch.threads.resize(cluster_threads());
+  for (const unsigned cluster : order_of(grid.blocks / grid.cluster_size)) {
+    launch.first_block = cluster * grid.cluster_size;
+    run_cluster();
   }
-  launch.shared.clear();
+  launch.blocks.clear();
 }
 
 std::uint64_t meet(Group group, const Place& place, std::uint64_t value, int source) {
-  Thread& thread = launch.threads[threadIdx.x];
-  Meeting& meeting = group == Group::kBlock ? launch.meetings.back() : launch.meetings[threadIdx.x / kWarp];
+  Thread& thread = launch.threads[current_thread()];
+  std::vector<Meeting>& meetings = current_block().meetings;
+  Meeting& meeting = group == Group::kBlock ? meetings.back() : meetings[threadIdx.x / kWarp];
   if (source >= static_cast<int>(meeting.size)) fail("reads from a thread that does not exist");
   if (meeting.arrived == 0) meeting.place = place;
   if (!is_same(meeting.place, place)) {
-    launch.failure =
-        to_text(threadIdx.x) + " is in " + to_text(place) + " while others wait in " + to_text(meeting.place);
+    launch.failure = to_text(blockIdx.x, threadIdx.x) + " is in " + to_text(place) +
+                     " while others wait in " + to_text(meeting.place);
     leave();
   }
   thread.value = value;
@@ -264,17 +309,83 @@ std::uint64_t meet(Group group, const Place& place, std::uint64_t value, int sou
 }
 
 void* shared_memory(const void* key, std::size_t size) {
-  std::unique_ptr<char[]>& memory = launch.shared[key];
-  if (memory == nullptr) {
-    memory.reset(new char[size]);
-    std::fill_n(memory.get(), size, '\xff');
+  Memory& memory = current_block().shared[key];
+  if (memory.bytes == nullptr) {
+    memory = {std::unique_ptr<char[]>(new char[size]), size};
+    std::fill_n(memory.bytes.get(), size, '\xff');
   }
-  return memory.get();
+  return memory.bytes.get();
+}
+
+void* dynamic_memory() {
+  return shared_memory(nullptr, launch.grid.dynamic_bytes);
 }
 
 void fail(const char* what) {
-  launch.failure = to_text(threadIdx.x) + " " + what;
+  launch.failure = to_text(blockIdx.x, threadIdx.x) + " " + what;
   leave();
+}
+
+unsigned cluster_size() {
+  return launch.grid.cluster_size;
+}
+
+unsigned cluster_rank() {
+  return blockIdx.x - launch.first_block;
+}
+
+unsigned current_thread() {
+  return cluster_rank() * launch.grid.threads + threadIdx.x;
+}
+
+unsigned cluster_threads() {
+  return launch.grid.cluster_size * launch.grid.threads;
+}
+
+void sleep(const Place& place) {
+  Thread& thread = launch.threads[current_thread()];
+  thread.sleeps_in = &place;
+  pause(thread);
+  thread.sleeps_in = nullptr;
+}
+
+void wake(unsigned thread) {
+  launch.can_run.insert(launch.threads[thread].rank);
+}
+
+namespace {
+
+// Of the allocation that holds all of it, and where in it; none where there is none.
+struct Found {
+  const void* key;
+  std::ptrdiff_t offset;
+  bool is_found;
+};
+
+Found find_shared(const void* address, std::size_t size) {
+  const char* const first = static_cast<const char*>(address);
+  for (const auto& [key, memory] : current_block().shared) {
+    const char* const start = memory.bytes.get();
+    if (first >= start && first + size <= start + memory.size) return {key, first - start, true};
+  }
+  return {nullptr, 0, false};
+}
+
+}  // namespace
+
+bool is_shared(const void* address, std::size_t size) {
+  return find_shared(address, size).is_found;
+}
+
+void* peer_address(const void* mine, std::size_t size, unsigned rank) {
+  const Found found = find_shared(mine, size);
+  if (!found.is_found) fail("maps an address that is not in its shared memory");
+  if (rank >= cluster_size()) fail("maps an address to a block that its cluster does not have");
+  Block& peer = launch.blocks[rank];
+  if (peer.num_done == launch.grid.threads) fail("reads the shared memory of a block that has ended");
+  const auto memory = peer.shared.find(found.key);
+  if (memory == peer.shared.end()) fail("reads shared memory that its block does not have yet");
+  return memory->second.bytes.get() + found.offset;
 }
 
 }  // namespace sod::cuda_on_cpu
