@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sod_kernels import _dispatch
 from sod_kernels._op_registry import Op, register_gradient
 from sod_kernels.native import memory
 
@@ -104,8 +105,8 @@ def scale_gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[T
         scale = torch.ops.sod_kernels.scale_gradient
         scaled = (scale(grad, learned, gradient, ctx.function) for gradient in gradients)
         return gradients_of_all(ctx, tuple(scaled))
-    if not _is_one(grad):
-        gradients = [gradient.mul_(grad) for gradient in gradients]
+    for gradient in gradients:
+        _scale_(gradient, grad)
     return gradients_of_all(ctx, tuple(map(_narrowed, gradients, ctx.dtypes)))
 
 
@@ -116,9 +117,18 @@ def _narrowed(gradient: Tensor, dtype: torch.dtype | None) -> Tensor:
     return memory.empty(gradient.shape, dtype, gradient.device).copy_(gradient)
 
 
-def _is_one(factor: Tensor) -> bool:
-    """Whether scaling can be left out; elsewhere than on the CPU the answer would have to be waited for."""
-    return factor.device.type == "cpu" and bool(factor == 1.0)
+def _scale_(gradient: Tensor, factor: Tensor) -> None:
+    """Multiply in place. A factor of 1 costs no walk, and elsewhere than on the CPU nobody waits for it."""
+    device = factor.device.type
+    if device == "cpu":
+        if not bool(factor == 1.0):
+            gradient.mul_(factor)
+    elif _dispatch.unavailable_reason("triton", device) is None:
+        from sod_kernels.triton.scaling import scale_
+
+        scale_(gradient, factor)
+    else:
+        gradient.mul_(factor)
 
 
 def _may_consume(gradients: list[Tensor]) -> bool:

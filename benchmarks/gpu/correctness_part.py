@@ -23,6 +23,7 @@ TESTS = (
     "tests/kernels/test_native_cuda.py",
     "tests/kernels/test_triton_backend.py",
     "tests/kernels/test_triton_config.py",
+    "tests/kernels/test_triton_scaling.py",
     "tests/kernels/test_unit_kl_backends.py",
 )
 """In the order in which they run; all take the GPU where there is one."""

@@ -26,6 +26,7 @@ METRICS = {
 WORKLOADS = (
     ("step_kl", "triton"),
     ("step_kl", "native"),
+    ("step_kl", "native, single sweep"),
     ("topk_step_kl", "triton"),
     ("linear_step_kl", "triton"),
 )

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from benchmarks.gpu.job import ROOT, Job, environment, module_command
 from benchmarks.outcomes import SkippedError
 
-OPS = ("step_kl", "topk_step_kl", "unit_kl", "linear_step_kl")
-"""The four reach every kernel: the other two functions launch those of the second and the fourth."""
+OPS = ("step_kl", "topk_step_kl", "unit_kl", "linear_step_kl", "step_kl_single_sweep")
+"""They reach every kernel: the other two functions launch those of the second and the fourth."""
 
 BACKENDS = ("native", "triton")
 TOOLS = ("memcheck", "racecheck")

@@ -20,15 +20,17 @@ from sod_kernels.testing.checks import require
 from sod_kernels.units import Units, VocabMap
 from sod_kernels.weighting import SodWeighting
 
+SINGLE_SWEEP = "step_kl_single_sweep"
 FAMILY = (
     "step_kl",
+    SINGLE_SWEEP,
     "topk_step_kl",
     "token_log_probs",
     "unit_kl",
     "linear_step_kl",
     "linear_topk_step_kl",
 )
-"""Names of the functions."""
+"""Names of the functions; a single sweep of `step_kl` counts as one of its own."""
 
 FAMILY_TOLERANCES = {
     torch.float64: (1e-12, 1e-11),
@@ -79,7 +81,7 @@ class FamilyCase:
         Raises:
             BackendUnavailableError: If the backend cannot run on the case.
         """
-        function: Callable[..., Any] = getattr(sod_kernels, self.op)
+        function: Callable[..., Any] = getattr(sod_kernels, "step_kl" if self.op == SINGLE_SWEEP else self.op)
         output = function(**{**self.arguments, **changed}, backend=backend)
         if self.op == "token_log_probs":
             result: Tensor = output.log_probs.sum() - 0.1 * output.entropy.sum()
@@ -151,7 +153,11 @@ def make_family_case(
             f"make_family_case: num_rows={num_rows}, vocab_size={vocab_size}; wanted at least 8 and 64."
         )
     draw = _Draw(num_rows, vocab_size, dtype, device, torch.Generator().manual_seed(seed))
-    makers = {"unit_kl": _unit_arguments, "token_log_probs": _log_prob_arguments}
+    makers = {
+        "unit_kl": _unit_arguments,
+        "token_log_probs": _log_prob_arguments,
+        SINGLE_SWEEP: _single_sweep_arguments,
+    }
     make = makers.get(op, _hidden_arguments if op.startswith("linear") else _logits_arguments)
     arguments, leaves = make(draw, op.endswith("topk_step_kl"))
     return FamilyCase(op=op, arguments=arguments, leaves=leaves)
@@ -215,11 +221,12 @@ class _Draw:
     def columns(self, count: int) -> Tensor:
         return 2 + torch.randperm(self.vocab_size - 2, generator=self._generator)[:count]
 
-    def placed(self, values: Tensor, *, is_leaf: bool = False) -> Tensor:
-        """Rows that lie apart in memory, with NaN between them."""
+    def placed(self, values: Tensor, *, is_leaf: bool = False, keeps_gap: bool = False) -> Tensor:
+        """Rows that lie apart in memory, with NaN between them; or behind them, as padding columns."""
         gap = torch.full((values.shape[0], _GAP_COLUMNS), torch.nan, dtype=values.dtype)
         wide = torch.cat([values, gap], -1).to(self.dtype).to(self.device)
-        return wide[:, : values.shape[1]].detach().requires_grad_(is_leaf)
+        shown = wide if keeps_gap else wide[:, : values.shape[1]]
+        return shown.detach().requires_grad_(is_leaf)
 
     def step_ids(self) -> Tensor:
         """(N,) on the CPU: the first row in no step, one step of one row, and the others cut by chunks."""
@@ -242,20 +249,27 @@ def _steps(step_ids: Tensor) -> dict[str, Any]:
     return {"step_ids": step_ids, "num_steps": _NUM_STEPS, "weighting": weighting, "reduction": "sum"}
 
 
-def _logits_arguments(draw: _Draw, is_topk: bool) -> _Arguments:
+def _logits_arguments(draw: _Draw, is_topk: bool, *, keeps_gap: bool = False) -> _Arguments:
     student = 3.0 * draw.normal(draw.num_rows, draw.vocab_size)
     teacher = student + draw.normal(*student.shape)
     # Column 0 is excluded by both models, column 1 by the student alone.
     student[:, :2], teacher[:, 0] = -torch.inf, -torch.inf
     arguments = _steps(draw.step_ids().to(draw.device))
-    arguments["student_logits"] = draw.placed(student, is_leaf=True)
+    arguments["student_logits"] = draw.placed(student, is_leaf=True, keeps_gap=keeps_gap)
     if is_topk:
         arguments["teacher_log_probs"], ids = draw.teacher_list()
         # The student excludes the first two columns.
         arguments["teacher_ids"] = torch.where(ids < 2, -1, ids)
     else:
-        arguments["teacher_logits"] = draw.placed(teacher)
+        arguments["teacher_logits"] = draw.placed(teacher, keeps_gap=keeps_gap)
     return arguments, ("student_logits",)
+
+
+def _single_sweep_arguments(draw: _Draw, is_topk: bool) -> _Arguments:
+    # The gradient gets the padding columns too, so that its rows are whole packs, as a cluster wants them.
+    arguments, leaves = _logits_arguments(draw, is_topk, keeps_gap=True)
+    weighting = torch.linspace(0.0, 1.5, _NUM_STEPS, device=draw.device)
+    return arguments | {"vocab_size": draw.vocab_size, "weighting": weighting, "single_sweep": True}, leaves
 
 
 def _log_prob_arguments(draw: _Draw, is_topk: bool) -> _Arguments:

@@ -20,6 +20,10 @@ STEP_SUMS_WARPS = 8
 # Ids of a row that one pass of the small log-prob kernels takes; pairs of them are compared 32 x 32.
 LOG_PROB_BLOCK = 32
 LOG_PROB_WARPS = 4
+# Several turns: so few programs that those which have nothing to do cost next to nothing.
+SCALE_BLOCK = 4096
+SCALE_TURNS = 8
+SCALE_WARPS = 8
 # Gathered columns come one by one, whatever the dtype of the logits; their numbers come as int32.
 UNIT_VECTOR = 4
 # With 256 threads, two programs fit in the 65,536 registers of an NVIDIA multiprocessor.

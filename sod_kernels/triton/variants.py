@@ -11,6 +11,9 @@ import torch
 from sod_kernels.triton.config import (
     LOG_PROB_BLOCK,
     LOG_PROB_WARPS,
+    SCALE_BLOCK,
+    SCALE_TURNS,
+    SCALE_WARPS,
     STEP_SUMS_BLOCK,
     STEP_SUMS_WARPS,
     LaunchConfig,
@@ -185,6 +188,7 @@ def _small_kernels(config: SweepConfig, vocab_size: int) -> list[Variant]:
         gradient_at_ids_kernel,
         store_at_ids_kernel,
     )
+    from sod_kernels.triton.scale_kernel import scale_kernel
 
     ids = {"BLOCK": LOG_PROB_BLOCK}
     listed = (
@@ -193,9 +197,18 @@ def _small_kernels(config: SweepConfig, vocab_size: int) -> list[Variant]:
         ("gradient_at_ids", gradient_at_ids_kernel, ids, LOG_PROB_WARPS),
         ("store_at_ids", store_at_ids_kernel, {**ids, "WIDTH": vocab_size}, LOG_PROB_WARPS),
     )
-    return [
+    small = [
         Variant(name=name, kernel=kernel, meta=meta, num_warps=warps) for name, kernel, meta, warps in listed
     ]
+    scale = Variant(
+        name="scale",
+        kernel=scale_kernel,
+        meta={"BLOCK": SCALE_BLOCK, "TURNS": SCALE_TURNS},
+        num_warps=SCALE_WARPS,
+        wide_loads=1,
+        wide_stores=1,
+    )
+    return [*small, scale]
 
 
 def _unit_kernels(config: LaunchConfig, vocab_size: int) -> list[Variant]:

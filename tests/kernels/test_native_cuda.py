@@ -31,7 +31,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def test_every_case(name: str, divergence: str, dtype: torch.dtype, with_reference: bool) -> None:
     case = make_case(name, divergence=divergence, dtype=dtype, with_reference=with_reference, device="cuda")
     check_backend_forward_backward(backend, case)
-    check_backend_single_visit(backend, case)
+    # The blocks of a cluster add up a row in another order than one block does.
+    check_backend_single_visit(backend, case, is_bitwise=False)
 
 
 @pytest.mark.parametrize("with_reference", [False, True])
@@ -42,7 +43,8 @@ def test_every_case_with_a_floor(name: str, divergence: str, with_reference: boo
         name, divergence=divergence, min_log_prob=-6.0, with_reference=with_reference, device="cuda"
     )
     check_backend_forward_backward(backend, case)
-    check_backend_single_visit(backend, case)
+    # The blocks of a cluster add up a row in another order than one block does.
+    check_backend_single_visit(backend, case, is_bitwise=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
