@@ -58,7 +58,7 @@ def write_report(root: Path, target: Path, grid_file: Path) -> list[Path]:
     text, numbers = target / "results.md", target / "results.json"
     plots = list(_draw(evidence, titles, target))
     text.write_text(render(evidence, titles), encoding="utf-8")
-    numbers.write_text(json.dumps(to_json(evidence), indent=1) + "\n", encoding="utf-8")
+    numbers.write_text(json.dumps(to_json(evidence)) + "\n", encoding="utf-8")
     return [text, numbers, *plots]
 
 
