@@ -5,7 +5,7 @@ import torch
 from unit_inputs import random_pair, run_with_gradient
 
 from sod_kernels.testing import make_case, make_log_prob_inputs
-from sod_kernels.triton import backend, log_probs, units
+from sod_kernels.triton import backend, log_probs, scaling, units
 from sod_kernels.triton import launch as launching
 from sod_kernels.triton.config import CONFIGS, INTERPRETER
 from sod_kernels.triton.variants import variants
@@ -46,7 +46,7 @@ def launched(monkeypatch):
         seen[fingerprint(kernel, meta, absent)] = (num_warps, max_registers)
         launching.launch(kernel, programs, *args, num_warps=num_warps, max_registers=max_registers, **meta)
 
-    for module in (backend, log_probs, units):
+    for module in (backend, log_probs, scaling, units):
         monkeypatch.setattr(module, "launch", record)
     return seen
 
@@ -70,6 +70,7 @@ def test_everything_that_is_launched_is_listed_and_nothing_else(listed, launched
     pair = random_pair(lengths=[(2, 1)], dtype=torch.float32)
     for divergence in ("reverse_kl", "forward_kl", "jsd"):
         run_with_gradient(pair, backend="triton", divergence=divergence)
+    scaling.scale_(torch.ones(3, device=DEVICE), torch.tensor(2.0, device=DEVICE))
     unlisted = [key for key in launched if key not in listed]
     assert unlisted == []
     assert [variant.name for key, variant in listed.items() if key not in launched] == []
