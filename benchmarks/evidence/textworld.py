@@ -55,6 +55,7 @@ class TextSize(Section):
     minibatch: Annotated[int, Above(0)]
     epochs: Annotated[int, Above(0)]
     warmup_updates: Annotated[int, AtLeast(0)]
+    anneal_rounds: Annotated[int, Above(0)]
     eval_every: Annotated[int, Above(0)]
     teacher: Supervised
     student: Supervised
@@ -93,8 +94,7 @@ class TextPlan:
                 for name, role in zip(names, ROLES, strict=True)
             ]
             for method in self.size.methods:
-                algorithm = dict(self._grid.methods[method].algorithm)
-                settings = {**common, "training": training, "algorithm": algorithm}
+                settings = {**common, "training": training, "algorithm": self._algorithm(method)}
                 jobs.append(
                     Job(
                         name=f"seed_{seed}/cells/{method}",
@@ -162,7 +162,7 @@ class TextPlan:
         return self._reading(train_on(config, self._display))
 
     def _cell(self, seed: int, method: str, folder: Path) -> Mapping[str, Any]:
-        algorithm = dict(self._grid.methods[method].algorithm)
+        algorithm = self._algorithm(method)
         size, cold = self.size, checkpoint_of(self._root, f"seed_{seed}/cold")
         raw = self._settings(cold, "check", folder / "run", seed) | {
             "algorithm": algorithm,
@@ -192,6 +192,11 @@ class TextPlan:
         rows = read_metrics(config.run.output / "metrics.jsonl")
         curve = [(row["round"], row["eval/success_mean"]) for row in rows if row["kind"] == "eval"]
         return {**self._reading(checkpoint), "curve": curve}
+
+    def _algorithm(self, method: str) -> dict[str, Any]:
+        """The grid's, annealed over the rounds of this experiment where it anneals at all."""
+        algorithm = dict(self._grid.methods[method].algorithm)
+        return algorithm | {key: self.size.anneal_rounds for key in algorithm if key == "anneal_rounds"}
 
     def _reading(self, checkpoint: Path) -> dict[str, Any]:
         config = self._policy(checkpoint)
