@@ -9,28 +9,28 @@ from torch import Tensor
 from sod_kernels.types import DivergenceSpec, TokenGradients, TokenInputs, TokenStats
 
 
-def forward_then_backward(
-    forward: Callable[[TokenInputs, int, DivergenceSpec], TokenStats],
-    backward: Callable[..., Tensor],
-    upstream: TokenGradients,
-    inputs: TokenInputs,
-    num_steps: int,
-    spec: DivergenceSpec,
-    out: Tensor | None,
-) -> tuple[TokenStats, Tensor]:
-    """Run a backend's two sweeps one after the other; see `Backend.forward_backward`.
+def in_two_sweeps(
+    forward: Callable[[TokenInputs, int, DivergenceSpec], TokenStats], backward: Callable[..., Tensor]
+) -> Callable[..., tuple[TokenStats, Tensor]]:
+    """Make a backend's `Backend.forward_backward` of its two sweeps, one after the other.
 
     Args:
         forward: The backend's forward sweep.
         backward: Its backward sweep.
-        upstream: Gradients of the outputs.
-        inputs: Of both.
-        num_steps: S.
-        spec: What to compute.
-        out: Takes the gradient, or None.
 
     Returns:
-        Statistics and gradient.
+        The function.
     """
-    stats = forward(inputs, num_steps, spec)
-    return stats, backward(upstream, inputs, stats.row_state, spec, out=out)
+
+    def forward_backward(
+        upstream: TokenGradients,
+        inputs: TokenInputs,
+        num_steps: int,
+        spec: DivergenceSpec,
+        *,
+        out: Tensor | None = None,
+    ) -> tuple[TokenStats, Tensor]:
+        stats = forward(inputs, num_steps, spec)
+        return stats, backward(upstream, inputs, stats.row_state, spec, out=out)
+
+    return forward_backward

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sod_kernels._two_sweeps import forward_then_backward
+from sod_kernels._two_sweeps import in_two_sweeps
 from sod_kernels.reference import units
 from sod_kernels.reference.log_probs import log_probs_backward, log_probs_forward
 from sod_kernels.reference.rows import blocks, mean
@@ -270,27 +270,7 @@ def backward(
     return grad
 
 
-def forward_backward(
-    upstream: TokenGradients,
-    inputs: TokenInputs,
-    num_steps: int,
-    spec: DivergenceSpec,
-    *,
-    out: Tensor | None = None,
-) -> tuple[TokenStats, Tensor]:
-    """Run both sweeps, the backward one after the forward one.
-
-    Args:
-        upstream: As in `backward`.
-        inputs: As in `forward`, like the next two.
-        num_steps: Number of steps S.
-        spec: What to compute.
-        out: As in `backward`.
-
-    Returns:
-        The statistics and the gradient of the student's logits.
-    """
-    return forward_then_backward(forward, backward, upstream, inputs, num_steps, spec, out)
+forward_backward = in_two_sweeps(forward, backward)
 
 
 def _mean_gradient(log_p: Tensor, score: Tensor, mean_score: Tensor, kl: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sod_kernels._two_sweeps import forward_then_backward
+from sod_kernels._two_sweeps import in_two_sweeps
 from sod_kernels.triton.config import STEP_SUMS_BLOCK, STEP_SUMS_WARPS, SweepConfig
 from sod_kernels.triton.launch import (
     availability,
@@ -237,27 +237,4 @@ def backward(
     return grad
 
 
-def forward_backward(
-    upstream: TokenGradients,
-    inputs: TokenInputs,
-    num_steps: int,
-    spec: DivergenceSpec,
-    *,
-    out: Tensor | None = None,
-) -> tuple[TokenStats, Tensor]:
-    """Run both sweeps, the backward one after the forward one.
-
-    Args:
-        upstream: As in `backward`.
-        inputs: As in `forward`, like the next two.
-        num_steps: Number of steps S.
-        spec: What to compute.
-        out: As in `backward`.
-
-    Returns:
-        The statistics and the gradient of the student's logits.
-
-    Raises:
-        ValueError: If no launch configuration is listed for the device.
-    """
-    return forward_then_backward(forward, backward, upstream, inputs, num_steps, spec, out)
+forward_backward = in_two_sweeps(forward, backward)
