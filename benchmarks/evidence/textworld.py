@@ -17,7 +17,7 @@ from benchmarks.evidence.jobs import Job, read_result
 from benchmarks.evidence.pausing import PausingDisplay
 from benchmarks.evidence.phases import checkpoint_of, train_on, write_untrained
 from benchmarks.evidence.settings import supervised_config
-from benchmarks.evidence.summary import difference, estimate
+from benchmarks.evidence.summary import BASELINE, difference, estimate
 from sod import commands
 from sod.config import RunConfig
 from sod.config_file import config_from_dict
@@ -109,18 +109,19 @@ class TextPlan:
         """Write a table of what is done."""
         titles = {name: self._grid.methods[name].title for name in self.size.methods}
         found = {role: self._results(role) for role in ROLES}
-        found |= {name: self._results(f"cells/{name}") for name in self.size.methods}
+        found |= {name: self._results(f"cells/{name}") for name in (*self.size.methods, BASELINE)}
         lines = [
-            "| | games solved, % | score, % | − cold start | turns | invalid turns | seeds |",
-            "|---|---|---|---|---|---|---|",
+            "| | games solved, % | score, % | − cold start | − OPD | turns | invalid turns | seeds |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for name, results in found.items():
             if results:
                 means = [_mean(results, key) for key in ("success", "score", "turns", "errors")]
-                gap = difference(results, found["cold"], lambda one: 100.0 * one["success"])
-                is_cold = gap is None or name == "cold"
-                delta = "" if is_cold else _written(gap.mean, gap.error, "+.1f")
-                cells = [titles.get(name, name), *means[:2], delta, *means[2:], str(len(results))]
+                gaps = [
+                    "" if name in (*ROLES, base) else _gap(results, found[base])
+                    for base in ("cold", BASELINE)
+                ]
+                cells = [titles.get(name, name), *means[:2], *gaps, *means[2:], str(len(results))]
                 lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
@@ -232,6 +233,11 @@ def _mean(results: Mapping[int, Mapping[str, Any]], key: str) -> str:
     factor = 100.0 if key in ("success", "score") else 1.0
     value = estimate(results, lambda one: factor * one[key])
     return "" if value is None else _written(value.mean, value.error, ".1f")
+
+
+def _gap(results: Mapping[int, Mapping[str, Any]], base: Mapping[int, Mapping[str, Any]]) -> str:
+    value = difference(results, base, lambda one: 100.0 * one["success"])
+    return "" if value is None else _written(value.mean, value.error, "+.1f")
 
 
 def _written(mean: float, error: float, form: str) -> str:
